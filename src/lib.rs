@@ -1,0 +1,2 @@
+//! behavry-ollama-proxy: a gateway in front of Ollama.
+
