@@ -1,2 +1,3 @@
 //! behavry-ollama-proxy: a gateway in front of Ollama.
 
+pub mod wire;

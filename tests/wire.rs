@@ -1,0 +1,492 @@
+//! The wire layer over bytes recorded from running Ollama servers (`fixtures/ollama/README.md` says how they came to be).
+use base64::Engine as _;
+use behavry_ollama_proxy::wire::rewrite::{UsageHider, include_usage};
+use behavry_ollama_proxy::wire::{Ask, AskError, Endpoint, Framing, Kind, Meter, Usage, ask, list, model};
+use bytes::Bytes;
+use serde_json::Value;
+use std::collections::HashSet;
+
+const VERSIONS: [&str; 3] = ["0.17.4", "0.24.0", "0.33.0-rc2"];
+
+fn lines(version: &str, file: &str) -> Vec<Value> {
+    let path = format!("{}/tests/fixtures/ollama/{version}/{file}.jsonl", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// One request and its reply.
+struct Recording {
+    name: String,
+    endpoint: Endpoint,
+    request: Vec<u8>,
+    framing: Framing,
+    reply: Vec<u8>,
+    expected: Value,
+}
+
+impl Recording {
+    fn status(&self) -> u64 {
+        self.expected["status"].as_u64().unwrap_or(0)
+    }
+}
+
+fn recordings(version: &str) -> Vec<Recording> {
+    let mut found = vec![];
+    for file in ["native", "openai", "responses", "anthropic", "transport"] {
+        for line in lines(version, file) {
+            let request = &line["request"];
+            let Some(endpoint) = endpoint(request["method"].as_str().unwrap(), request["path"].as_str().unwrap())
+            else {
+                continue;
+            };
+            let body = match (&request["body"], &request["body_base64"]) {
+                (Value::String(text), _) => text.clone().into_bytes(),
+                (_, Value::String(text)) => base64::engine::general_purpose::STANDARD.decode(text).unwrap(),
+                _ => vec![],
+            };
+            let head = line["head"].as_str().unwrap();
+            let content_type = head
+                .lines()
+                .filter_map(|line| line.split_once(": "))
+                .find(|(name, _)| name.eq_ignore_ascii_case("content-type"))
+                .map_or("", |(_, value)| value);
+            found.push(Recording {
+                name: format!("{version} {file} {}", line["case"].as_str().unwrap()),
+                endpoint,
+                request: body,
+                framing: Framing::of_content_type(content_type),
+                reply: line["body"].as_str().unwrap().as_bytes().to_vec(),
+                expected: line["expected"].clone(),
+            });
+        }
+    }
+    found
+}
+
+fn endpoint(method: &str, path: &str) -> Option<Endpoint> {
+    use Endpoint::*;
+    Some(match (method, path) {
+        ("GET", "/api/tags") => Tags,
+        ("GET", "/api/ps") => Ps,
+        ("GET", "/v1/models") => Models,
+        ("POST", "/api/show") => Show,
+        ("POST", "/api/chat") => Chat,
+        ("POST", "/api/generate") => Generate,
+        ("POST", "/api/embed") => Embed,
+        ("POST", "/api/embeddings") => Embeddings,
+        ("POST", "/v1/chat/completions") => ChatCompletions,
+        ("POST", "/v1/completions") => Completions,
+        ("POST", "/v1/embeddings") => OpenAiEmbeddings,
+        ("POST", "/v1/responses") => Responses,
+        ("POST", "/v1/messages") => Messages,
+        ("POST", "/api/pull") => Pull,
+        ("POST", "/api/push") => Push,
+        ("POST", "/api/create") => Create,
+        ("POST", "/api/copy") => Copy,
+        ("DELETE", "/api/delete") => Delete,
+        _ => return None,
+    })
+}
+
+fn canonical(name: &str) -> String {
+    model::parse(name).unwrap_or_else(|error| panic!("a recorded name: {error}")).canonical()
+}
+
+#[test]
+fn of_an_ambiguous_body_we_see_the_model_that_ran_or_refuse() {
+    let mut seen = 0;
+    let mut accepted = HashSet::new();
+    for version in VERSIONS {
+        for line in lines(version, "differential") {
+            seen += 1;
+            let (why, path) = (line["why"].as_str().unwrap(), line["path"].as_str().unwrap());
+            let body = base64::engine::general_purpose::STANDARD.decode(line["body"].as_str().unwrap()).unwrap();
+            let Ok(ask) = ask::read(endpoint("POST", path).unwrap(), &body) else { continue };
+            accepted.insert(format!("{path} {why}"));
+            let Some(ran) = line["model_run"].as_str() else { continue };
+            assert_eq!(ask.model.map(|m| m.canonical()), Some(canonical(ran)), "{version} {path} {why}");
+            assert_eq!(ask.stream, line["stream"].as_bool(), "{version} {path} {why}");
+            let limit = ask.num_predict.filter(|&limit| limit > 0).and_then(|limit| u64::try_from(limit).ok());
+            if let (Some(tokens), Some(limit)) = (line["output_tokens"].as_u64(), limit) {
+                assert_eq!(tokens, limit, "{version} {path} {why}");
+            }
+        }
+    }
+    assert_eq!(seen, 303);
+    for honest in [
+        "/api/generate plain, allowed model",
+        "/api/generate plain, other model",
+        "/api/generate spaces around the name",
+        "/api/generate name in mixed case",
+        "/api/generate with scheme",
+        "/api/generate escaped hyphen in the value",
+        "/api/generate leading white space",
+        "/api/generate trailing white space",
+        "/api/generate 1e400 in an unknown key",
+        "/api/generate 500-digit integer in an unknown key",
+        "/api/generate seed 1e2 (integer option as float text)",
+        "/api/generate num_predict 3.7",
+        "/api/generate lone high surrogate",
+        "/api/generate surrogate pair",
+        "/api/generate escaped NUL in the prompt",
+        "/api/generate empty object",
+        "/api/chat plain chat",
+        "/api/chat chat: messages null (a load)",
+        "/api/chat chat: role value in upper case",
+    ] {
+        assert!(accepted.contains(honest), "refused: {honest}");
+    }
+    for refused in ["model then MODEL", "trailing garbage", "duplicate model", "\u{17f}tream true"] {
+        assert!(!accepted.iter().any(|name| name.ends_with(refused)), "let through: {refused}");
+    }
+}
+
+#[test]
+fn the_facts_of_every_answered_request_are_read() {
+    let mut compared = 0;
+    for recording in VERSIONS.into_iter().flat_map(recordings) {
+        if recording.status() != 200 || recording.request.is_empty() {
+            continue;
+        }
+        // Compressed bodies are decoded before they come here.
+        if recording.name.contains("zstd") {
+            continue;
+        }
+        let name = &recording.name;
+        let ask = ask::read(recording.endpoint, &recording.request).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let expected = &recording.expected;
+        if let Some(wanted) = expected["model"].as_str() {
+            compared += 1;
+            assert_eq!(ask.model.as_ref().map(|m| m.canonical()), Some(canonical(wanted)), "{name}");
+        }
+        if recording.endpoint.kind() != Kind::Infer || expected["model"].is_null() {
+            continue;
+        }
+        assert_eq!(ask.stream, expected["stream"].as_bool(), "{name}: stream");
+        assert_eq!(ask.has_system_prompt, expected["has_system_prompt"].as_bool(), "{name}: system");
+        assert_eq!(ask.has_tools, expected["has_tools"].as_bool(), "{name}: tools");
+        assert_eq!(ask.message_count, expected["message_count"].as_u64(), "{name}: messages");
+        assert_eq!(ask.has_web_tools, name.contains("web-search-tool"), "{name}: web tools");
+    }
+    assert!(compared > 250, "{compared}");
+}
+
+/// Whether a reply of status 200 that reached its end is what the recording says an auditor should read.
+fn check(recording: &Recording, usage: Usage, how: std::fmt::Arguments<'_>) {
+    let (name, expected) = (&recording.name, &recording.expected);
+    assert_eq!(usage.input_tokens, expected["input_tokens"].as_u64(), "{name}, {how}: input");
+    assert_eq!(usage.output_tokens, expected["output_tokens"].as_u64(), "{name}, {how}: output");
+    let finish = usage.finish_reason;
+    assert_eq!(finish.as_ref().map(|word| word.as_str()), expected["finish_reason"].as_str(), "{name}, {how}: finish");
+    if let Some(terminal) = expected["terminal_marker"].as_bool() {
+        assert_eq!(usage.terminal, terminal, "{name}, {how}: end");
+    }
+}
+
+fn metered<'a>(recording: &Recording, parts: impl IntoIterator<Item = &'a [u8]>) -> Usage {
+    let mut meter = Meter::new(recording.endpoint, recording.framing);
+    for part in parts {
+        meter.feed(part);
+    }
+    meter.finish()
+}
+
+/// Bodies up to this length are cut at every place into two; the work grows with the square. Of longer ones the first and last
+/// 1,000 places are tried (the counts are there), and every place within 3 bytes of a line's end.
+const EVERY_SPLIT_BYTES: usize = 2_000;
+/// Bodies up to this length are cut at every two places into three, if no other of the same kind was.
+const EVERY_TWO_SPLITS_BYTES: usize = 400;
+
+fn usage_survives_any_chunk_boundary(version: &str) {
+    let mut counted = 0;
+    let mut kinds = HashSet::new();
+    for recording in recordings(version) {
+        let reply = recording.reply.as_slice();
+        let whole = metered(&recording, [reply]);
+        check(&recording, whole, format_args!("whole"));
+        check(&recording, metered(&recording, reply.chunks(1)), format_args!("byte by byte"));
+        counted += usize::from(whole.output_tokens.is_some());
+        if recording.status() >= 400 && reply.starts_with(b"{") {
+            assert!(whole.error_frame, "{}", recording.name);
+        }
+
+        let near_line_end = |at: usize| reply[at.saturating_sub(3)..(at + 3).min(reply.len())].contains(&b'\n');
+        for at in 0..=reply.len() {
+            let far = reply.len() > EVERY_SPLIT_BYTES && at > 1_000 && at < reply.len() - 1_000;
+            if far && !near_line_end(at) {
+                continue;
+            }
+            check(&recording, metered(&recording, [&reply[..at], &reply[at..]]), format_args!("cut at {at}"));
+        }
+
+        if reply.len() > EVERY_TWO_SPLITS_BYTES {
+            continue;
+        }
+        // Most small replies differ in numbers and words only.
+        let known = (whole.input_tokens.is_some(), whole.output_tokens.is_some(), whole.load_duration_ns.is_some());
+        let ending = (whole.finish_reason, whole.terminal, whole.error_frame);
+        if !kinds.insert(format!("{:?} {:?} {known:?} {ending:?}", recording.endpoint, recording.framing)) {
+            continue;
+        }
+        for first in 0..=reply.len() {
+            for second in first..=reply.len() {
+                let parts = [&reply[..first], &reply[first..second], &reply[second..]];
+                check(&recording, metered(&recording, parts), format_args!("cut at {first} and {second}"));
+            }
+        }
+    }
+    assert!(counted > 10, "{version}: {counted} replies with counts");
+}
+
+#[test]
+fn usage_survives_any_chunk_boundary_in_0_17_4() {
+    usage_survives_any_chunk_boundary("0.17.4");
+}
+
+#[test]
+fn usage_survives_any_chunk_boundary_in_0_24_0() {
+    usage_survives_any_chunk_boundary("0.24.0");
+}
+
+#[test]
+fn usage_survives_any_chunk_boundary_in_0_33_0() {
+    usage_survives_any_chunk_boundary("0.33.0-rc2");
+}
+
+#[test]
+fn errors_that_ollama_shows_in_a_stream_are_noticed() {
+    let mut shown = vec![];
+    for recording in VERSIONS.into_iter().flat_map(recordings) {
+        if recording.status() == 200 && metered(&recording, [recording.reply.as_slice()]).error_frame {
+            assert!(recording.reply.windows(9).any(|part| part == b"{\"error\":"), "{}", recording.name);
+            shown.push(recording.name);
+        }
+    }
+    for name in ["0.17.4 native chat-runner-killed-stream", "0.33.0-rc2 native chat-jinja-runner-sseerror-stream"] {
+        assert!(shown.iter().any(|shown| shown == name), "{name}");
+    }
+}
+
+/// Without what differs from one answer to the next.
+fn without_ids(stream: &[u8]) -> String {
+    let mut text = String::from_utf8(stream.to_vec()).unwrap();
+    for prefix in ["\"id\":\"chatcmpl-", "\"id\":\"cmpl-", "\"created\":", "\"id\":\"call_"] {
+        let mut parts = text.split(prefix);
+        let mut out = parts.next().unwrap_or("").to_owned();
+        for part in parts {
+            out.push_str(prefix);
+            out.push_str(part.trim_start_matches(|c: char| c.is_ascii_alphanumeric()));
+        }
+        text = out;
+    }
+    text
+}
+
+fn hidden<'a>(endpoint: Endpoint, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut hider = UsageHider::new(endpoint);
+    let mut out = vec![];
+    for part in parts {
+        out.extend_from_slice(&hider.pass(Bytes::copy_from_slice(part)));
+    }
+    out.extend_from_slice(&hider.finish());
+    out
+}
+
+#[test]
+fn a_client_that_did_not_ask_sees_what_ollama_sends_without_the_question() {
+    let mut pairs = 0;
+    for version in VERSIONS {
+        let all = recordings(version);
+        for (with, without) in [
+            ("chat-stream-usage", "chat-stream"),
+            ("completions-stream-usage", "completions-stream"),
+            ("chat-tools-stream-usage", "chat-tools-stream"),
+            ("chat-usage-token-repeat-stream", "chat-token-repeat-stream"),
+        ] {
+            let find = |case| all.iter().find(|r| r.name == format!("{version} openai {case}"));
+            let (Some(with), Some(without)) = (find(with), find(without)) else { continue };
+            pairs += 1;
+            let wanted = without_ids(&without.reply);
+            let reply = with.reply.as_slice();
+            assert_eq!(without_ids(&hidden(with.endpoint, [reply])), wanted, "{}", with.name);
+            assert_eq!(without_ids(&hidden(with.endpoint, reply.chunks(1))), wanted, "{}", with.name);
+            let whole = hidden(with.endpoint, [reply]);
+            for at in 0..=reply.len() {
+                assert_eq!(hidden(with.endpoint, [&reply[..at], &reply[at..]]), whole, "{} cut at {at}", with.name);
+            }
+        }
+    }
+    assert!(pairs >= 6, "{pairs}");
+}
+
+#[test]
+fn a_stream_without_usage_passes_the_hider_unchanged() {
+    let mut seen = 0;
+    for recording in VERSIONS.into_iter().flat_map(recordings) {
+        let asked = ask::read(recording.endpoint, &recording.request).is_ok_and(|ask| ask.wants_usage);
+        if recording.framing == Framing::Sse && !asked && recording.endpoint.as_str().contains("completions") {
+            seen += 1;
+            assert!(hidden(recording.endpoint, recording.reply.chunks(100)) == recording.reply, "{}", recording.name);
+        }
+    }
+    assert!(seen > 20, "{seen}");
+}
+
+#[test]
+fn the_question_can_be_put_into_every_recorded_request() {
+    let mut seen = 0;
+    for recording in VERSIONS.into_iter().flat_map(recordings) {
+        if !matches!(recording.endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {
+            continue;
+        }
+        let Ok(before) = ask::read(recording.endpoint, &recording.request) else { continue };
+        seen += 1;
+        check_question(recording.endpoint, &recording.request, &before);
+    }
+    assert!(seen > 100, "{seen}");
+}
+
+/// The body with the question means the same but for the question.
+fn check_question(endpoint: Endpoint, body: &[u8], before: &Ask) {
+    let Some(asked) = include_usage(body) else {
+        assert!(before.wants_usage);
+        return;
+    };
+    let after = ask::read(endpoint, &asked).expect("the body that was made is valid");
+    assert_eq!(after, Ask { wants_usage: true, ..before.clone() });
+    // A number beyond f64 is valid JSON that serde_json does not take.
+    let (Ok(mut wanted), Ok(got)) = (serde_json::from_slice::<Value>(body), serde_json::from_slice::<Value>(&asked))
+    else {
+        return;
+    };
+    if wanted["stream_options"].is_null() {
+        wanted["stream_options"] = Value::Object(Default::default());
+    }
+    wanted["stream_options"]["include_usage"] = Value::Bool(true);
+    assert_eq!(got, wanted);
+}
+
+#[test]
+fn recorded_lists_are_filtered_exactly() {
+    let mut seen = 0;
+    for recording in VERSIONS.into_iter().flat_map(recordings) {
+        let (list, name) = match recording.endpoint {
+            Endpoint::Tags | Endpoint::Ps => ("models", "name"),
+            Endpoint::Models => ("data", "id"),
+            _ => continue,
+        };
+        if recording.status() != 200 {
+            continue;
+        }
+        seen += 1;
+        let (endpoint, body) = (recording.endpoint, recording.reply.as_slice());
+        let names = list::names(endpoint, body).unwrap();
+        assert!(!names.is_empty() && names.iter().all(|model| !model.remote), "{}", recording.name);
+
+        let all = list::filter(endpoint, body, &mut |_| true).unwrap();
+        assert!(all.body == body && all.shown == names.len() && all.hidden == 0, "{}", recording.name);
+        for denied in &names {
+            let filtered = list::filter(endpoint, body, &mut |name| name != denied.name).unwrap();
+            assert_eq!((filtered.shown, filtered.hidden), (names.len() - 1, 1), "{}", recording.name);
+            let mut wanted: Value = serde_json::from_slice(body).unwrap();
+            wanted[list].as_array_mut().unwrap().retain(|model| model[name] != denied.name.as_str());
+            let got: Value = serde_json::from_slice(&filtered.body).unwrap();
+            assert_eq!(got, wanted, "{}", recording.name);
+        }
+        let none = list::filter(endpoint, body, &mut |_| false).unwrap();
+        assert_eq!((none.shown, none.hidden), (0, names.len()));
+        let got: Value = serde_json::from_slice(&none.body).unwrap();
+        assert_eq!(got[list], Value::Array(vec![]));
+    }
+    assert!(seen >= 6, "{seen}");
+}
+
+/// Numbers that look random and are the same every time (xorshift64*).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % below.max(1)
+    }
+
+    /// Changes some places of a text: bytes replaced, left out, put in, doubled.
+    fn mutate(&mut self, text: &[u8]) -> Vec<u8> {
+        const LIKELY: &[u8] = b"{}[]\",:\\u0 \n\r\tnulltrue1-.eE+data: MODELmodel\xc5\xbf\xff\x00";
+        let mut text = text.to_vec();
+        for _ in 0..=self.roll(4) {
+            let at = self.roll(text.len() + 1);
+            let byte = LIKELY[self.roll(LIKELY.len())];
+            match self.roll(4) {
+                0 if at < text.len() => text[at] = byte,
+                1 if at < text.len() => drop(text.remove(at)),
+                2 => text.insert(at, byte),
+                _ => {
+                    let end = (at + self.roll(30)).min(text.len());
+                    let part = text[at..end].to_vec();
+                    let to = self.roll(text.len() + 1);
+                    text.splice(to..to, part);
+                }
+            }
+        }
+        text
+    }
+}
+
+#[test]
+fn a_mutated_body_is_refused_or_means_to_us_what_it_means_to_serde() {
+    let mut dice = Dice(20_261_122);
+    let seeds: Vec<(Endpoint, Vec<u8>)> = VERSIONS
+        .into_iter()
+        .flat_map(recordings)
+        .filter(|recording| !recording.request.is_empty())
+        .map(|recording| (recording.endpoint, recording.request))
+        .collect();
+    let (mut accepted, mut refused) = (0, 0);
+    for _ in 0..40_000 {
+        let (endpoint, seed) = &seeds[dice.roll(seeds.len())];
+        let body = dice.mutate(seed);
+        let parsed = serde_json::from_slice::<Value>(&body);
+        match ask::read(*endpoint, &body) {
+            Ok(ask) => {
+                accepted += 1;
+                // serde_json takes no lone surrogates and no numbers beyond f64; all else that passes is JSON.
+                let Ok(parsed) = parsed else { continue };
+                if let (Some(name), true) = (parsed["model"].as_str(), endpoint.kind() == Kind::Infer) {
+                    let wanted = model::parse(name).ok().map(|m| m.canonical());
+                    assert_eq!(ask.model.as_ref().map(|m| m.canonical()), wanted);
+                }
+                if let (Some(stream), Some(true)) = (ask.stream, parsed.get("stream").map(Value::is_boolean)) {
+                    let never = matches!(endpoint, Endpoint::Embed | Endpoint::Embeddings | Endpoint::OpenAiEmbeddings);
+                    assert!(never || parsed["stream"] == stream);
+                }
+                if matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {
+                    check_question(*endpoint, &body, &ask);
+                }
+            }
+            Err(AskError::Ambiguous(_)) => refused += 1,
+            Err(AskError::Invalid(_)) => refused += 1,
+        }
+    }
+    assert!(accepted > 1_000 && refused > 1_000, "{accepted} accepted, {refused} refused");
+}
+
+#[test]
+fn a_mutated_stream_is_read_the_same_in_any_parts_and_never_panics() {
+    let mut dice = Dice(11_434);
+    let mut seeds: Vec<Recording> = VERSIONS.into_iter().flat_map(recordings).collect();
+    seeds.retain(|recording| (1..3_000).contains(&recording.reply.len()));
+    for _ in 0..15_000 {
+        let recording = &seeds[dice.roll(seeds.len())];
+        let reply = dice.mutate(&recording.reply);
+        let size = 1 + dice.roll(300);
+        let whole = metered(recording, [reply.as_slice()]);
+        assert_eq!(metered(recording, reply.chunks(size)), whole, "{} in chunks of {size}", recording.name);
+        let out = hidden(recording.endpoint, [reply.as_slice()]);
+        assert!(hidden(recording.endpoint, reply.chunks(size)) == out, "{} in chunks of {size}", recording.name);
+        let _ = list::names(recording.endpoint, &reply);
+        let _ = list::filter(recording.endpoint, &reply, &mut |name| name.len() % 2 == 0);
+    }
+}
