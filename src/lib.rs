@@ -1,3 +1,4 @@
 //! behavry-ollama-proxy: a gateway in front of Ollama.
 
 pub mod wire;
+pub mod identity;

@@ -1,0 +1,174 @@
+//! Files that hold secrets: read only when nobody else can, and made whole or not at all.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rand::{RngCore, rngs::OsRng};
+
+/// Largest file that is read, in bytes. A key is 3 KiB; an agents file of a thousand agents 300 KiB.
+pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Permission bits that stop a file from being used.
+pub const OTHERS_CAN_READ: u32 = 0o077;
+pub const OTHERS_CAN_WRITE: u32 = 0o022;
+
+/// What went wrong, with the file and what to do.
+#[derive(Debug)]
+pub enum FileError {
+    Io { path: PathBuf, doing: &'static str, source: io::Error },
+    TooOpen { path: PathBuf, mode: u32, remedy: &'static str },
+    TooLarge { path: PathBuf },
+    NotAFile { path: PathBuf },
+}
+
+impl std::fmt::Display for FileError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FileError::Io { path, doing, source } => write!(f, "{}: cannot {doing}: {source}", path.display()),
+            FileError::TooOpen { path, mode, remedy } => write!(
+                f,
+                "{}: others have access to it (mode {:04o}): run `chmod {remedy} {}`",
+                path.display(),
+                mode & 0o7777,
+                path.display()
+            ),
+            FileError::TooLarge { path } => {
+                write!(f, "{}: larger than {} MiB, so not what belongs here", path.display(), MAX_FILE_BYTES >> 20)
+            }
+            FileError::NotAFile { path } => write!(f, "{}: not a regular file", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for FileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            FileError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// Reads a file unless one of the `forbidden` mode bits is set; `None` where there is none.
+///
+/// The bits are those of the file that was opened, not of the path, so a swap in between changes nothing.
+pub fn read(path: &Path, forbidden: u32) -> Result<Option<Vec<u8>>, FileError> {
+    // Non-blocking: opening a named pipe would wait for its writer for ever.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error(path, "open it")(error)),
+    };
+    let metadata = file.metadata().map_err(io_error(path, "look at it"))?;
+    if !metadata.is_file() {
+        return Err(FileError::NotAFile { path: path.to_owned() });
+    }
+    if metadata.mode() & forbidden != 0 {
+        let remedy = if forbidden == OTHERS_CAN_READ { "600" } else { "go-w" };
+        return Err(FileError::TooOpen { path: path.to_owned(), mode: metadata.mode(), remedy });
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io_error(path, "read it"))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(FileError::TooLarge { path: path.to_owned() });
+    }
+    Ok(Some(bytes))
+}
+
+/// Makes a file that only its owner can read (0600), and its folder (0700) where there is none. `false` where the file
+/// exists by now: two starts at once agree on one of their files.
+///
+/// The bytes are on disk under another name before the file has its own, so nobody ever sees half of it; a hard link,
+/// unlike a rename, never replaces.
+pub fn create(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_error(folder, "make the folder"))?;
+    let draft = folder.join(format!(".new-{:016x}", OsRng.next_u64()));
+    let outcome = write_draft(&draft, bytes).and_then(|()| match std::fs::hard_link(&draft, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(io_error(path, "create it")(error)),
+    });
+    // Best effort: a draft that stays behind is 0600 and never read.
+    let _ = std::fs::remove_file(&draft);
+    if let Ok(true) = outcome {
+        // The name itself must survive a power cut, or a restart would make another key.
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error(folder, "write it to disk"))?;
+    }
+    outcome
+}
+
+fn write_draft(draft: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(draft)
+        .map_err(io_error(draft, "create it"))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io_error(draft, "write it"))
+}
+
+fn io_error<'a>(path: &'a Path, doing: &'static str) -> impl FnOnce(io::Error) -> FileError + 'a {
+    move |source| FileError::Io { path: path.to_owned(), doing, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_created_file_is_0600_in_a_folder_of_0700() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state/deep/key.pem");
+        assert!(create(&path, b"x").unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(root.path().join("state")).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no draft stays behind");
+    }
+
+    #[test]
+    fn a_file_that_exists_is_never_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("key.pem");
+        assert!(create(&path, b"first").unwrap());
+        assert!(!create(&path, b"second").unwrap());
+        assert_eq!(read(&path, OTHERS_CAN_READ).unwrap().unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused_with_the_remedy() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("key.pem");
+        create(&path, b"x").unwrap();
+        for mode in [0o640, 0o604, 0o620, 0o601] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            let words = read(&path, OTHERS_CAN_READ).unwrap_err().to_string();
+            assert!(words.contains("chmod 600") && words.contains(&format!("{mode:04o}")), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_or_a_folder_is_refused_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(read(root.path(), 0).is_err());
+        let pipe = root.path().join("pipe");
+        if std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success()) {
+            assert!(matches!(read(&pipe, 0), Err(FileError::NotAFile { .. })));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(read(&root.path().join("nothing"), OTHERS_CAN_READ).unwrap().is_none());
+    }
+}
