@@ -2,3 +2,5 @@
 
 pub mod wire;
 pub mod identity;
+pub mod refusal;
+pub mod route;
