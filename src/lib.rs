@@ -4,3 +4,4 @@ pub mod wire;
 pub mod identity;
 pub mod refusal;
 pub mod route;
+pub mod config;

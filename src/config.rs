@@ -1,0 +1,428 @@
+//! Settings: defaults <- TOML file <- environment <- flags, parsed once into types that cannot be wrong.
+//!
+//! This is the only module that reads the environment, and it does so through a function that it is given, so that
+//! tests are pure. A text that makes no sense, a key that nobody knows and a variable that is set but empty stop the
+//! start with a [`ConfigError`] that names the place and says what to do. `conf/proxy.toml` lists every key; a test
+//! holds it equal to the defaults here.
+//!
+//! - [`sections`]: the tables of the file, field by field, with unit, default, variable and reason.
+//! - [`values`]: secrets, backend URLs, and the checks of single values.
+//! - `file`: TOML text in, a [`Config`] or the line at fault out.
+
+mod file;
+pub mod sections;
+pub mod values;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use sections::{
+    Audit, Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Identity, Limits, Operator, Policy, Routes,
+    Shutdown, Streaming,
+};
+pub use values::{Algorithm, BackendUrl, Pem, Secret};
+
+/// Name of the folders below the system's own, and of the one below `/etc`.
+const NAME: &str = "behavry-ollama-proxy";
+
+/// Everything that can be set. The field names are the keys of the file, but that a `Duration` has lost its unit.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(default = "Config::defaults")]
+pub struct Config {
+    /// Address of the public listener. Default `127.0.0.1:8000`: off loopback only on purpose, and best behind TLS.
+    /// Variable `BEHAVRY_LISTEN`.
+    #[serde(deserialize_with = "values::address")]
+    pub listen: SocketAddr,
+
+    /// Folder for what the proxy itself makes: keys, agents, audit, control socket. Empty in the file:
+    /// `$STATE_DIRECTORY` (systemd), else `$XDG_STATE_HOME/behavry-ollama-proxy`, else
+    /// `~/.local/state/behavry-ollama-proxy`. Never empty once [`Config::load`] returned. Variable `BEHAVRY_STATE_DIR`.
+    pub state_dir: PathBuf,
+
+    /// Worker threads; 0 is one for each core, which is best unless Ollama computes on the same cores.
+    #[serde(deserialize_with = "values::whole::<_, _, 0, 1024>")]
+    pub threads: usize,
+
+    pub routes: Routes,
+    pub operator: Operator,
+
+    /// The Ollamas behind the proxy; this version serves exactly one. Default `http://localhost:11434`. Variables
+    /// `BEHAVRY_OLLAMA_URL` (replaces the whole list) and `BEHAVRY_OLLAMA_API_KEY` (sets `bearer`).
+    pub backend: Vec<Backend>,
+
+    pub backend_timeouts: BackendTimeouts,
+    pub limits: Limits,
+    pub identity: Identity,
+    pub policy: Policy,
+    pub audit: Audit,
+    pub streaming: Streaming,
+    pub shutdown: Shutdown,
+    pub egress: Egress,
+    pub catalogue: Catalogue,
+}
+
+/// What the command line says. It wins over everything else.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    pub config: Option<PathBuf>,
+    pub listen: Option<String>,
+    pub operator_listen: Option<String>,
+    /// As `BEHAVRY_OLLAMA_URL`.
+    pub backend: Option<String>,
+    pub state_dir: Option<PathBuf>,
+    pub policy_dir: Option<PathBuf>,
+    pub audit_dir: Option<PathBuf>,
+    pub agents_file: Option<PathBuf>,
+}
+
+/// A setting that stops the start. Its text is one line and holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Where: a file and line, a variable, a flag, or the keys at odds.
+    pub place: String,
+    /// What was found there.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.place, self.problem, self.remedy)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl ConfigError {
+    fn new(place: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+        ConfigError { place: place.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+/// Reads one variable of the process: what `main` gives to [`Config::load`]. Bytes that are not UTF-8 become a
+/// character that no setting takes, rather than an unset variable.
+pub fn process_env(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+impl Config {
+    /// Reads all sources, fills in the folders that depend on the machine, and checks what must agree.
+    pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let config_dir = config_dir(env)?;
+        let mut config = match config_file(flags, env, config_dir.as_deref())? {
+            None => Config::defaults(),
+            Some(path) => {
+                let text = std::fs::read_to_string(&path).map_err(|e| {
+                    ConfigError::new(
+                        path.display().to_string(),
+                        format!("cannot be read ({e})"),
+                        "check the path and its mode",
+                    )
+                })?;
+                file::read(&text, &path)?
+            }
+        };
+        for (variable, set) in VARIABLES {
+            if let Some(value) = set_variable(env, variable)? {
+                set(&mut config, &value).map_err(|e| e.at(variable))?;
+            }
+        }
+        config.apply(flags)?;
+        config.place_folders(config_dir.as_deref(), env)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The settings as the text of a file, with secrets, and the users and passwords in URLs, left out. For `check` and
+    /// the log at start.
+    pub fn effective(&self) -> String {
+        toml::to_string(self).expect("every field is written as a TOML value, and scalars come before tables")
+    }
+
+    /// Settings that work and that an operator may not have meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.operator.listen.ip().is_loopback() {
+            warnings.push(format!(
+                "operator.listen = {} is reachable from other machines and asks for no token; keep it on 127.0.0.1",
+                self.operator.listen
+            ));
+        }
+        for backend in &self.backend {
+            if backend.authorization().is_some() && !backend.url.is_tls() && !backend.url.is_loopback() {
+                warnings.push(format!(
+                    "backend {}: its credential crosses the network in the clear; use an https URL",
+                    backend.url
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// What holds without a file, a variable or a flag. Folders that depend on the machine are empty still.
+    fn defaults() -> Config {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            state_dir: PathBuf::new(),
+            threads: 0,
+            routes: Routes::default(),
+            operator: Operator::default(),
+            backend: vec![Backend::default()],
+            backend_timeouts: BackendTimeouts::default(),
+            limits: Limits::default(),
+            identity: Identity::default(),
+            policy: Policy::default(),
+            audit: Audit::default(),
+            streaming: Streaming::default(),
+            shutdown: Shutdown::default(),
+            egress: Egress::default(),
+            catalogue: Catalogue::default(),
+        }
+    }
+
+    fn apply(&mut self, flags: &Flags) -> Result<(), ConfigError> {
+        if let Some(v) = &flags.listen {
+            self.listen = values::parse_address(v).map_err(|e| Bad::from(e).at("--listen"))?;
+        }
+        if let Some(v) = &flags.operator_listen {
+            self.operator.listen = values::parse_address(v).map_err(|e| Bad::from(e).at("--operator-listen"))?;
+        }
+        if let Some(v) = &flags.backend {
+            replace_backends(self, v).map_err(|e| e.at("--backend"))?;
+        }
+        if let Some(v) = &flags.state_dir {
+            self.state_dir = v.clone();
+        }
+        if let Some(v) = &flags.policy_dir {
+            self.policy.dir = v.clone();
+        }
+        if let Some(v) = &flags.audit_dir {
+            self.audit.dir = v.clone();
+        }
+        if let Some(v) = &flags.agents_file {
+            self.identity.agents_file = v.clone();
+        }
+        Ok(())
+    }
+
+    /// Fills in the paths that nobody set.
+    fn place_folders(
+        &mut self,
+        config_dir: Option<&Path>,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(), ConfigError> {
+        if self.state_dir.as_os_str().is_empty() {
+            self.state_dir = state_dir(env)?;
+        }
+        if self.audit.dir.as_os_str().is_empty() {
+            self.audit.dir = self.state_dir.join("audit");
+        }
+        if self.identity.agents_file.as_os_str().is_empty() {
+            self.identity.agents_file = self.state_dir.join("agents.toml");
+        }
+        if self.policy.dir.as_os_str().is_empty() {
+            let policies = config_dir.map(|dir| dir.join("policies")).filter(|dir| dir.is_dir());
+            self.policy.dir = policies.unwrap_or_default();
+        }
+        let several = self.backend.len() > 1;
+        for (i, backend) in self.backend.iter_mut().enumerate() {
+            if backend.name.is_empty() {
+                backend.name = if several { format!("ollama-{}", i + 1) } else { "ollama".to_owned() };
+            }
+        }
+        Ok(())
+    }
+
+    /// What no single value shows.
+    fn check(&self) -> Result<(), ConfigError> {
+        let odds = |keys: &str, problem: String, remedy: &str| Err(ConfigError::new(keys, problem, remedy));
+        if self.backend.len() != 1 {
+            return odds(
+                "backend",
+                format!("{} backends are given, and this version serves exactly one", self.backend.len()),
+                "leave one URL in BEHAVRY_OLLAMA_URL, --backend or [[backend]]",
+            );
+        }
+        for backend in &self.backend {
+            if backend.bearer.is_some() && backend.url.has_userinfo() {
+                return odds(
+                    "backend.bearer, backend.url",
+                    "both a bearer and a user in the URL are set, for one Authorization header".into(),
+                    "take one of them away",
+                );
+            }
+        }
+        if self.listen == self.operator.listen && self.listen.port() != 0 {
+            return odds(
+                "listen, operator.listen",
+                format!("both are {}", self.listen),
+                "give the operator's pages an address of their own",
+            );
+        }
+        if self.limits.bodies_in_memory_bytes < self.limits.body_bytes {
+            return odds(
+                "limits.bodies_in_memory_bytes, limits.body_bytes",
+                format!(
+                    "all bodies together may hold {} bytes, fewer than the {} of a single one",
+                    self.limits.bodies_in_memory_bytes, self.limits.body_bytes
+                ),
+                "raise the first or lower the second",
+            );
+        }
+        self.identity.check()
+    }
+}
+
+/// Shows what [`Config::effective`] shows, so that no secret can get out this way either.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.effective())
+    }
+}
+
+/// What is wrong with a value, before it is known where it stood.
+struct Bad {
+    problem: String,
+    remedy: String,
+}
+
+impl Bad {
+    fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Bad {
+        Bad { problem: problem.into(), remedy: remedy.into() }
+    }
+
+    fn at(self, place: &str) -> ConfigError {
+        ConfigError { place: place.to_owned(), problem: self.problem, remedy: self.remedy }
+    }
+}
+
+/// The text has the form `problem; remedy`, as one of a file does.
+impl From<String> for Bad {
+    fn from(text: String) -> Bad {
+        match text.rsplit_once("; ") {
+            Some((problem, remedy)) => Bad::new(problem, remedy),
+            None => Bad::new(text, "see conf/proxy.toml"),
+        }
+    }
+}
+
+type Set = fn(&mut Config, &str) -> Result<(), Bad>;
+
+/// The variables that set something, each with what it sets. `BEHAVRY_CONFIG` and the folders of systemd and XDG are
+/// read where they are needed.
+const VARIABLES: &[(&str, Set)] = &[
+    ("BEHAVRY_LISTEN", |c, v| {
+        c.listen = values::parse_address(v)?;
+        Ok(())
+    }),
+    ("BEHAVRY_OPERATOR_LISTEN", |c, v| {
+        c.operator.listen = values::parse_address(v)?;
+        Ok(())
+    }),
+    ("BEHAVRY_STATE_DIR", |c, v| {
+        c.state_dir = v.into();
+        Ok(())
+    }),
+    ("BEHAVRY_POLICY_DIR", |c, v| {
+        c.policy.dir = v.into();
+        Ok(())
+    }),
+    ("BEHAVRY_AUDIT_DIR", |c, v| {
+        c.audit.dir = v.into();
+        Ok(())
+    }),
+    ("BEHAVRY_AGENTS_FILE", |c, v| {
+        c.identity.agents_file = v.into();
+        Ok(())
+    }),
+    ("BEHAVRY_OLLAMA_URL", replace_backends),
+    // After the URLs, which replace the list.
+    ("BEHAVRY_OLLAMA_API_KEY", |c, v| {
+        let key = values::parse_bearer(v)?;
+        c.backend.iter_mut().for_each(|b| b.bearer = Some(key.clone()));
+        Ok(())
+    }),
+    ("BEHAVRY_JWT_PUBLIC_KEY", |c, v| {
+        c.identity.public_key = Some(values::parse_pem(v, "public_key_file")?);
+        Ok(())
+    }),
+    ("BEHAVRY_JWT_PRIVATE_KEY", |c, v| {
+        c.identity.private_key = Some(values::parse_pem(v, "private_key_file")?);
+        Ok(())
+    }),
+    ("BEHAVRY_JWT_ALGORITHM", |c, v| {
+        c.identity.algorithm = Some(values::parse_algorithm(v)?);
+        Ok(())
+    }),
+    ("BEHAVRY_JWT_ISSUER", |c, v| {
+        c.identity.issuer = values::parse_name(v)?;
+        Ok(())
+    }),
+];
+
+fn replace_backends(config: &mut Config, urls: &str) -> Result<(), Bad> {
+    let urls: Vec<BackendUrl> =
+        urls.split(',').map(|url| BackendUrl::parse(url.trim())).collect::<Result<_, String>>()?;
+    config.backend = urls.into_iter().map(|url| Backend { url, ..Backend::default() }).collect();
+    Ok(())
+}
+
+/// A variable's value. One that is set but empty is a mistake (a missing secret, a typo in a unit file), so it stops
+/// the start instead of being taken for unset.
+fn set_variable(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<String>, ConfigError> {
+    match env(name) {
+        Some(value) if value.trim().is_empty() => {
+            Err(ConfigError::new(name, "is set but empty", "give it a value or unset it"))
+        }
+        other => Ok(other),
+    }
+}
+
+/// `$CONFIGURATION_DIRECTORY` (systemd), else `/etc/behavry-ollama-proxy` if it exists.
+fn config_dir(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<PathBuf>, ConfigError> {
+    if let Some(dirs) = set_variable(env, "CONFIGURATION_DIRECTORY")? {
+        return Ok(Some(first_of(&dirs)));
+    }
+    Ok(Some(Path::new("/etc").join(NAME)).filter(|dir| dir.is_dir()))
+}
+
+/// The file named by `--config` or `BEHAVRY_CONFIG`, which must exist; else `proxy.toml` of the configuration folder,
+/// if it does.
+fn config_file(
+    flags: &Flags,
+    env: &dyn Fn(&str) -> Option<String>,
+    config_dir: Option<&Path>,
+) -> Result<Option<PathBuf>, ConfigError> {
+    let variable = set_variable(env, "BEHAVRY_CONFIG")?;
+    let named = flags.config.clone().or_else(|| variable.map(PathBuf::from));
+    Ok(named.or_else(|| config_dir.map(|dir| dir.join("proxy.toml")).filter(|file| file.exists())))
+}
+
+/// `$STATE_DIRECTORY` (systemd), else below `$XDG_STATE_HOME`, else below `$HOME`. An empty or relative
+/// `XDG_STATE_HOME` counts as unset, as the XDG base directory specification has it.
+fn state_dir(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, ConfigError> {
+    if let Some(dirs) = set_variable(env, "STATE_DIRECTORY")? {
+        return Ok(first_of(&dirs));
+    }
+    let absolute = |name| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    base.map(|base| base.join(NAME)).ok_or_else(|| {
+        ConfigError::new(
+            "state_dir",
+            "no folder is known for keys and audit (no STATE_DIRECTORY, XDG_STATE_HOME or HOME)",
+            "set BEHAVRY_STATE_DIR or state_dir",
+        )
+    })
+}
+
+/// systemd separates several folders with colons; ours is the first.
+fn first_of(dirs: &str) -> PathBuf {
+    PathBuf::from(dirs.split(':').next().unwrap_or(dirs))
+}
+
+#[cfg(test)]
+mod tests;

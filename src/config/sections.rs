@@ -1,0 +1,448 @@
+//! The tables of the file. Every field says what it is, its unit, its default and why that; the bounds stand beside it.
+//!
+//! A field whose name ends in `_ms` or `_s` in the file is a `Duration` here. An empty text in the file means *not
+//! set*.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use super::values::{self, Algorithm, BackendUrl, Pem, Secret};
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// `[routes]`: which spellings are served.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Routes {
+    /// Serve Ollama's paths at `/` as well as below `/api/v1/ollama`. Default true: clients then change host and port
+    /// only.
+    pub drop_in: bool,
+}
+
+impl Default for Routes {
+    fn default() -> Routes {
+        Routes { drop_in: true }
+    }
+}
+
+/// `[operator]`: the operator's own listener (metrics, health, live activity).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Operator {
+    /// Default `127.0.0.1:5173`. It asks for no token, so loopback. Variable `BEHAVRY_OPERATOR_LISTEN`.
+    #[serde(deserialize_with = "values::address")]
+    pub listen: SocketAddr,
+}
+
+impl Default for Operator {
+    fn default() -> Operator {
+        Operator { listen: SocketAddr::from(([127, 0, 0, 1], 5173)) }
+    }
+}
+
+/// `[[backend]]`: one Ollama.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Backend {
+    /// `http://` or `https://`, host and port, and nothing behind them; a user and password become Basic credentials.
+    /// Without a port it is the scheme's own (80, 443), as RFC 3986 has it, not 11434.
+    #[serde(deserialize_with = "BackendUrl::deserialize", serialize_with = "BackendUrl::serialize_redacted")]
+    pub url: BackendUrl,
+    /// Its name in headers, records and metrics: letters, digits and `._-`. Empty: `ollama`. Never empty once loaded.
+    #[serde(default, deserialize_with = "values::label")]
+    pub name: String,
+    /// Sent as `Authorization: Bearer` with every request. Default none. Variable `BEHAVRY_OLLAMA_API_KEY`.
+    #[serde(default, deserialize_with = "values::bearer", serialize_with = "values::redacted")]
+    pub bearer: Option<Secret>,
+}
+
+impl Default for Backend {
+    fn default() -> Backend {
+        let url = BackendUrl::parse("http://localhost:11434").unwrap_or_else(|e| unreachable!("a literal URL: {e}"));
+        Backend { url, name: String::new(), bearer: None }
+    }
+}
+
+impl Backend {
+    /// The whole `Authorization` value for this backend, if it has one.
+    pub fn authorization(&self) -> Option<Secret> {
+        match (&self.bearer, self.url.userinfo()) {
+            (Some(bearer), _) => Some(Secret::new(format!("Bearer {}", bearer.expose()))),
+            (None, Some(user)) => {
+                let encoded = base64::engine::general_purpose::STANDARD.encode(user.expose());
+                Some(Secret::new(format!("Basic {encoded}")))
+            }
+            (None, None) => None,
+        }
+    }
+}
+
+/// `[backend_timeouts]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendTimeouts {
+    /// Time to connect. Default 5000 ms: a machine that is up answers in far less, and S0's 502 should come soon.
+    #[serde(
+        rename = "connect_ms",
+        deserialize_with = "values::millis::<_, 1, 600_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub connect: Duration,
+    /// Longest silence of a backend, to the first byte and between bytes. Default 300 s (S0): status and headers come
+    /// only with the first token, after queue, load and prefill.
+    #[serde(
+        rename = "silence_s",
+        deserialize_with = "values::seconds::<_, 1, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub silence: Duration,
+}
+
+impl Default for BackendTimeouts {
+    fn default() -> BackendTimeouts {
+        BackendTimeouts { connect: Duration::from_millis(5000), silence: Duration::from_secs(300) }
+    }
+}
+
+/// `[limits]`: what one client, and all of them together, may take.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Largest JSON body, in bytes. Default 64 MiB: images in base64 fit.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 0x1_0000_0000>")]
+    pub body_bytes: usize,
+    /// All JSON bodies held at once, in bytes; past it a new request is refused (503 `queue_full`). Default 512 MiB.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 0x100_0000_0000>")]
+    pub bodies_in_memory_bytes: usize,
+    /// Largest blob upload, in bytes; blobs pass through and are not held. Default 128 GiB: larger than the models
+    /// people serve.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 0x1000_0000_0000>")]
+    pub blob_bytes: u64,
+    /// Request line and headers together, in bytes. Default 32 KiB: a token with 8 roles is 2.
+    #[serde(deserialize_with = "values::whole::<_, _, 1024, 1_048_576>")]
+    pub head_bytes: usize,
+    /// Time for the whole head, from its first byte. Default 10000 ms: a head is one packet, and a slow one holds a
+    /// place.
+    #[serde(
+        rename = "head_timeout_ms",
+        deserialize_with = "values::millis::<_, 1, 600_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub head_timeout: Duration,
+    /// Longest silence while a request body arrives. Default 30000 ms.
+    #[serde(
+        rename = "body_idle_ms",
+        deserialize_with = "values::millis::<_, 1, 600_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub body_idle: Duration,
+    /// Requests being served at once; past it 503 `queue_full`. Default 10000.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
+    pub in_flight: usize,
+    /// How long an idle client connection is kept. Default 60 s; 0 closes after each reply.
+    #[serde(
+        rename = "keepalive_s",
+        deserialize_with = "values::seconds::<_, 0, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub keepalive: Duration,
+    /// Reply bytes held for a client that reads slowly, so that the backend is not slowed; past it the stream is cut
+    /// (`slow_client`). Default 8 MiB, more than a long answer.
+    #[serde(deserialize_with = "values::whole::<_, _, 65_536, 0x4000_0000>")]
+    pub reply_buffer_bytes: usize,
+    /// A client with unsent bytes that takes fewer than `slow_reader_floor_bytes` in this time is cut. Default 30000
+    /// ms.
+    #[serde(
+        rename = "slow_reader_stall_ms",
+        deserialize_with = "values::millis::<_, 1, 3_600_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub slow_reader_stall: Duration,
+    /// Default 1024 bytes: slower than any reader that is alive.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 0x4000_0000>")]
+    pub slow_reader_floor_bytes: usize,
+    /// After a refusal, how long what the client still sends is read and dropped, so that it can read the reply
+    /// (a reset would swallow it). Default 2000 ms.
+    #[serde(
+        rename = "linger_ms",
+        deserialize_with = "values::millis::<_, 0, 60_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub linger: Duration,
+    /// Largest list (`/api/tags`, `/api/ps`, `/v1/models`) of a backend, in bytes, which is held to be filtered.
+    /// Default 16 MiB.
+    #[serde(deserialize_with = "values::whole::<_, _, 1024, 0x4000_0000>")]
+    pub list_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            body_bytes: 64 * MIB,
+            bodies_in_memory_bytes: 512 * MIB,
+            blob_bytes: 128 << 30,
+            head_bytes: 32 * KIB,
+            head_timeout: Duration::from_millis(10_000),
+            body_idle: Duration::from_millis(30_000),
+            in_flight: 10_000,
+            keepalive: Duration::from_secs(60),
+            reply_buffer_bytes: 8 * MIB,
+            slow_reader_stall: Duration::from_millis(30_000),
+            slow_reader_floor_bytes: KIB,
+            linger: Duration::from_millis(2_000),
+            list_bytes: 16 * MIB,
+        }
+    }
+}
+
+/// `[identity]`: whose tokens are believed, and with which key the built-in issuer signs.
+///
+/// At most one source of keys: a public key, a shared secret or a JWKS file. Without any, the key pair that the proxy
+/// made in its state folder.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Identity {
+    /// `iss` that a token must have. Default `behavry`. Variable `BEHAVRY_JWT_ISSUER`.
+    #[serde(deserialize_with = "values::name")]
+    pub issuer: String,
+    /// `aud` that a token must have; empty (default): none is asked for, as Behavry's tokens have none.
+    #[serde(deserialize_with = "values::optional_name", serialize_with = "values::or_empty")]
+    pub audience: Option<String>,
+    /// RS256, ES256, EdDSA or HS256; the key must fit. Empty (default): what the key is, and RS256 for a key made here.
+    /// Variable `BEHAVRY_JWT_ALGORITHM`.
+    #[serde(deserialize_with = "values::algorithm", serialize_with = "values::or_empty")]
+    pub algorithm: Option<Algorithm>,
+    /// PEM file that verifies tokens. Variable `BEHAVRY_JWT_PUBLIC_KEY` (the PEM text itself).
+    #[serde(rename = "public_key_file", deserialize_with = "values::pem_file", serialize_with = "values::as_pem_file")]
+    pub public_key: Option<Pem>,
+    /// PEM file that signs tokens. Variable `BEHAVRY_JWT_PRIVATE_KEY` (the PEM text itself).
+    #[serde(
+        rename = "private_key_file",
+        deserialize_with = "values::pem_file",
+        serialize_with = "values::as_pem_file"
+    )]
+    pub private_key: Option<Pem>,
+    /// File with the shared secret of HS256, 32 bytes at least. Empty: none.
+    pub secret_file: PathBuf,
+    /// File with a JSON Web Key Set that verifies tokens. Empty: none.
+    pub jwks_file: PathBuf,
+    /// The agents of the built-in issuer. Empty: `agents.toml` in the state folder. Variable `BEHAVRY_AGENTS_FILE`.
+    pub agents_file: PathBuf,
+    /// How far two clocks may differ. Default 30 s.
+    #[serde(
+        rename = "leeway_s",
+        deserialize_with = "values::seconds::<_, 0, 600>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub leeway: Duration,
+    /// Life of a token signed here. Default 3600 s, Behavry's one hour.
+    #[serde(
+        rename = "token_ttl_s",
+        deserialize_with = "values::seconds::<_, 1, 31_536_000>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub token_ttl: Duration,
+}
+
+impl Default for Identity {
+    fn default() -> Identity {
+        Identity {
+            issuer: "behavry".to_owned(),
+            audience: None,
+            algorithm: None,
+            public_key: None,
+            private_key: None,
+            secret_file: PathBuf::new(),
+            jwks_file: PathBuf::new(),
+            agents_file: PathBuf::new(),
+            leeway: Duration::from_secs(30),
+            token_ttl: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Identity {
+    /// Keys that contradict each other. Whether a key fits its algorithm is seen when it is loaded.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let sources = [
+            ("identity.public_key_file", self.public_key.is_some()),
+            ("identity.secret_file", !self.secret_file.as_os_str().is_empty()),
+            ("identity.jwks_file", !self.jwks_file.as_os_str().is_empty()),
+        ];
+        let set: Vec<&str> = sources.iter().filter(|(_, set)| *set).map(|(key, _)| *key).collect();
+        let secret = !self.secret_file.as_os_str().is_empty();
+        let odds = |keys: &str, problem: &str, remedy: &str| Err(ConfigError::new(keys, problem, remedy));
+        if set.len() > 1 {
+            return odds(
+                &set.join(", "),
+                "several sources of keys are set",
+                "keep the one that signs your agents' tokens",
+            );
+        }
+        if secret && self.private_key.is_some() {
+            return odds(
+                "identity.secret_file, identity.private_key_file",
+                "a shared secret signs by itself",
+                "take one of them away",
+            );
+        }
+        match self.algorithm {
+            Some(Algorithm::Hs256) if !secret => {
+                odds("identity.algorithm", "HS256 needs a shared secret", "set identity.secret_file")
+            }
+            Some(other) if secret && other != Algorithm::Hs256 => odds(
+                "identity.algorithm, identity.secret_file",
+                "a shared secret is for HS256 alone",
+                "set the algorithm to HS256 or take the secret away",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a builtin of Rego that fails on its argument does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BuiltinErrors {
+    /// It is an evaluation error, and the request is refused.
+    Strict,
+    /// The rule does not fire: OPA's own default.
+    Undefined,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policy {
+    /// Folder with the `.rego` files. Empty: `policies` in the configuration folder if it exists, else (still empty
+    /// once loaded) the policy built into the program. Variable `BEHAVRY_POLICY_DIR`.
+    pub dir: PathBuf,
+    /// `strict` (default: what fails refuses) or `undefined` (verdicts as OPA's).
+    pub builtin_errors: BuiltinErrors,
+    /// Longest evaluation of one request; past it the request is refused. Default 100 ms, a thousand times what one
+    /// takes.
+    #[serde(
+        rename = "timeout_ms",
+        deserialize_with = "values::millis::<_, 1, 60_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub timeout: Duration,
+    /// How often the folder is looked at for changes. Default 2 s; 0 never.
+    #[serde(
+        rename = "reload_s",
+        deserialize_with = "values::seconds::<_, 0, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub reload: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            dir: PathBuf::new(),
+            builtin_errors: BuiltinErrors::Strict,
+            timeout: Duration::from_millis(100),
+            reload: Duration::from_secs(2),
+        }
+    }
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Audit {
+    /// Folder of the audit files. Empty: `audit` in the state folder. Variable `BEHAVRY_AUDIT_DIR`.
+    pub dir: PathBuf,
+    /// Write each record to standard output as well. Default true: the journal and containers collect it there.
+    pub stdout: bool,
+    /// Records for which room may be promised or taken at once; past it new requests are refused (503). A request takes
+    /// three. Default 65536, enough for `limits.in_flight` twice over.
+    #[serde(deserialize_with = "values::whole::<_, _, 16, 16_777_216>")]
+    pub room_records: usize,
+    /// Refusals without a caller that one client address gets a record each for, per second; the rest are counted in
+    /// one record. Default 10.
+    #[serde(deserialize_with = "values::whole::<_, _, 0, 1_000_000>")]
+    pub refusals_per_second: u32,
+}
+
+impl Default for Audit {
+    fn default() -> Audit {
+        Audit { dir: PathBuf::new(), stdout: true, room_records: 65_536, refusals_per_second: 10 }
+    }
+}
+
+/// `[streaming]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Streaming {
+    /// Ask Ollama for the counts of `/v1` streams, and hide the extra chunk from a client that did not. Default true:
+    /// without it such a stream's tokens are unknown.
+    pub include_usage: bool,
+    /// How long a request that was just sent is left alone before it is cancelled. Default 50 ms: Ollama leaks a
+    /// handler when a request is closed before its scheduler saw it (ollama-wire, section 0).
+    #[serde(
+        rename = "cancel_grace_ms",
+        deserialize_with = "values::millis::<_, 0, 1_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub cancel_grace: Duration,
+}
+
+impl Default for Streaming {
+    fn default() -> Streaming {
+        Streaming { include_usage: true, cancel_grace: Duration::from_millis(50) }
+    }
+}
+
+/// `[shutdown]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shutdown {
+    /// How long running requests may finish after SIGTERM; then they are cut with an error frame. Default 30 s, well
+    /// inside systemd's 90.
+    #[serde(
+        rename = "drain_s",
+        deserialize_with = "values::seconds::<_, 0, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub drain: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Shutdown {
+        Shutdown { drain: Duration::from_secs(30) }
+    }
+}
+
+/// `[egress]`: what may leave the premises.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Egress {
+    /// Let requests for Ollama's cloud models pass, if the policy does. Default false.
+    pub cloud_models: bool,
+}
+
+/// `[catalogue]`: what the proxy knows of a backend's models.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Catalogue {
+    /// How often the backend's list of models is read. Default 30 s; 0 never (models then have no names in metrics, and
+    /// stubs of cloud models are known by name only).
+    #[serde(
+        rename = "refresh_s",
+        deserialize_with = "values::seconds::<_, 0, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub refresh: Duration,
+}
+
+impl Default for Catalogue {
+    fn default() -> Catalogue {
+        Catalogue { refresh: Duration::from_secs(30) }
+    }
+}
