@@ -5,3 +5,4 @@ pub mod identity;
 pub mod refusal;
 pub mod route;
 pub mod config;
+pub mod ledger;

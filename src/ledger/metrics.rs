@@ -1,0 +1,594 @@
+//! Every metric of the proxy. Nothing outside this module names one.
+//!
+//! Labels come from closed sets only: enums, words of the code, models that a backend really holds ([`Metrics::known_model`]) and roles
+//! of signed tokens, the last two bounded in number. A client cannot make a time series. Label children are resolved once and kept
+//! in arrays, since a look-up by label values hashes strings and takes a lock for each observation (prometheus 0.14).
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use self::labels::{ModelSeries, Names};
+use super::{Entry, Measures, Outcome, Phase};
+use crate::wire::Endpoint;
+
+mod labels;
+
+pub use self::labels::{ModelLabel, RoleLabel};
+
+/// Content type of [`Metrics::render`]: the Prometheus text format.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Models with time series of their own; further ones are counted as "other". A host holds some dozens.
+const MODELS: usize = 512;
+/// Roles with time series of their own.
+const ROLES: usize = 64;
+
+/// The proxy's own part of a request: fine below a millisecond, where it should be.
+const ADDED_SECONDS: &[f64] = &[
+    0.000_025, 0.000_05, 0.000_075, 0.000_1, 0.000_15, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0,
+];
+/// A model answers within milliseconds (a list) to minutes (a load, a long reply).
+const REQUEST_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+const POLICY_SECONDS: &[f64] =
+    &[0.000_001, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.01, 0.1];
+const TOKENS_PER_SECOND: &[f64] = &[1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 250.0, 500.0, 1000.0];
+
+/// What a request came to: the `endpoint` label.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    Ollama(Endpoint),
+    /// Behavry's token endpoint.
+    Token,
+    /// No route of ours.
+    #[default]
+    Unmatched,
+}
+
+impl Way {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Way::Ollama(endpoint) => endpoint.as_str(),
+            Way::Token => "token",
+            Way::Unmatched => "unmatched",
+        }
+    }
+
+    /// A place in the arrays of resolved children. An endpoint added after `Blob` has none and is looked up each time.
+    fn place(self) -> usize {
+        match self {
+            Way::Unmatched => 0,
+            Way::Token => 1,
+            Way::Ollama(endpoint) => 2 + endpoint as usize,
+        }
+    }
+}
+
+const WAYS: usize = 2 + Endpoint::Blob as usize + 1;
+
+/// Status classes: 1xx to 5xx, and none.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// All metrics, in a registry of their own.
+pub struct Metrics {
+    registry: Registry,
+
+    requests: IntCounterVec,
+    requests_resolved: Vec<OnceLock<IntCounter>>,
+    to_first_byte: HistogramVec,
+    to_first_byte_resolved: Vec<OnceLock<Histogram>>,
+    duration: HistogramVec,
+    duration_resolved: Vec<OnceLock<Histogram>>,
+    added: Histogram,
+    in_flight: IntGauge,
+    bytes_in: IntCounter,
+    bytes_out: IntCounter,
+
+    tokens: IntCounterVec,
+    tokens_per_second: HistogramVec,
+    models: Names<ModelLabel>,
+    other_models: ModelSeries,
+    roles: Names<RoleLabel>,
+
+    policy_decisions: IntCounterVec,
+    policy_seconds: Histogram,
+    policy_reload_failures: IntCounter,
+    token_failures: IntCounterVec,
+    token_causes: Vec<&'static str>,
+
+    backend_up: IntGaugeVec,
+    connections_new: IntCounter,
+    connections_reused: IntCounter,
+
+    audit_records: [IntCounter; Phase::ALL.len()],
+    audit_unavailable: IntCounter,
+    audit_failing: IntGauge,
+    audit_lag: IntGaugeVec,
+    audit_dropped: IntCounterVec,
+    folded_refusals: IntCounter,
+
+    unparsed: IntCounterVec,
+    panics: IntCounter,
+}
+
+impl Metrics {
+    /// `token_causes`: every cause for which a token may fail to verify; each is there from the start, with 0. `version`: ours.
+    pub fn new(version: &str, token_causes: &[&'static str]) -> Metrics {
+        let registry = Registry::new();
+        let make = Make { registry: &registry };
+
+        let requests = make.counters(
+            "requests_total",
+            "Requests by endpoint, how they ended, and the class of the status sent to the client.",
+            &["endpoint", "outcome", "status_class"],
+        );
+        let to_first_byte = make.histograms(
+            "time_to_first_byte_seconds",
+            "From the first byte of a request to the first byte of its reply.",
+            &["endpoint"],
+            REQUEST_SECONDS,
+        );
+        let duration = make.histograms(
+            "request_duration_seconds",
+            "From the first byte of a request to the last byte of its reply.",
+            &["endpoint"],
+            REQUEST_SECONDS,
+        );
+        let added = make.histogram(
+            "added_seconds",
+            "What the proxy itself added to a request: its time without the client's and the backend's.",
+            ADDED_SECONDS,
+        );
+        let in_flight = make.gauge("requests_in_flight", "Requests being served now.");
+        let bytes = make.counters("bytes_total", "Body bytes from clients (in) and to clients (out).", &["direction"]);
+
+        let tokens = make.counters(
+            "tokens_total",
+            "Tokens read (in) and generated (out), as the backends counted them, by model and agent role.",
+            &["direction", "model", "role"],
+        );
+        let tokens_per_second = make.histograms(
+            "tokens_per_second",
+            "Tokens generated a second, for each reply.",
+            &["model"],
+            TOKENS_PER_SECOND,
+        );
+
+        let policy_decisions = make.counters("policy_decisions_total", "Policy decisions by result.", &["result"]);
+        for result in ["allow", "deny", "escalate"] {
+            policy_decisions.with_label_values(&[result]);
+        }
+        let policy_seconds =
+            make.histogram("policy_evaluation_seconds", "Time of one policy decision, over all roles.", POLICY_SECONDS);
+        let policy_reload_failures = make.counter(
+            "policy_reload_failures_total",
+            "Changes of the policy that did not load; the last good one stayed.",
+        );
+        let token_failures =
+            make.counters("token_verification_failures_total", "Tokens that did not verify, by cause.", &["cause"]);
+        for cause in token_causes.iter().copied().chain([OTHER]) {
+            token_failures.with_label_values(&[cause]);
+        }
+
+        let backend_up = make.gauges("backend_up", "Whether a backend answers (1) or not (0).", &["backend"]);
+        let connections =
+            make.counters("upstream_connections_total", "Connections used for requests to backends.", &["reused"]);
+
+        let audit_records = make.counters("audit_records_total", "Audit records written, by phase.", &["phase"]);
+        let audit_unavailable =
+            make.counter("audit_unavailable_total", "Requests refused because their record could not be written.");
+        let audit_failing = make.gauge("audit_failing", "Whether the audit cannot be written now (1).");
+        let audit_lag = make.gauges("audit_lag_records", "Records accepted and not yet written, by sink.", &["sink"]);
+        let audit_dropped = make.counters(
+            "audit_dropped_records_total",
+            "Records that a sink did not get: final records of refused requests (file), or copies (stdout).",
+            &["sink"],
+        );
+        for sink in ["file", "stdout"] {
+            audit_lag.with_label_values(&[sink]);
+            audit_dropped.with_label_values(&[sink]);
+        }
+        let folded_refusals = make.counter(
+            "folded_refusals_total",
+            "Refusals of unknown callers that were counted in a folded audit record instead of written one by one.",
+        );
+
+        let unparsed =
+            make.counters("unparsed_requests_total", "Requests whose head could not be read, by reason.", &["reason"]);
+        let panics = make.counter("panics_total", "Panics caught.");
+        let build = make.gauges("build_info", "The running version; always 1.", &["version"]);
+        build.with_label_values(&[version]).set(1);
+
+        Metrics {
+            requests_resolved: unresolved(WAYS * Outcome::ALL.len() * CLASSES.len()),
+            to_first_byte_resolved: unresolved(WAYS),
+            duration_resolved: unresolved(WAYS),
+            bytes_in: bytes.with_label_values(&["in"]),
+            bytes_out: bytes.with_label_values(&["out"]),
+            models: Names::new(MODELS),
+            other_models: ModelSeries::default(),
+            roles: Names::new(ROLES),
+            token_causes: token_causes.to_vec(),
+            connections_new: connections.with_label_values(&["false"]),
+            connections_reused: connections.with_label_values(&["true"]),
+            audit_records: Phase::ALL.map(|phase| audit_records.with_label_values(&[phase.as_str()])),
+            requests,
+            to_first_byte,
+            duration,
+            added,
+            in_flight,
+            tokens,
+            tokens_per_second,
+            policy_decisions,
+            policy_seconds,
+            policy_reload_failures,
+            token_failures,
+            backend_up,
+            audit_unavailable,
+            audit_failing,
+            audit_lag,
+            audit_dropped,
+            folded_refusals,
+            unparsed,
+            panics,
+            registry,
+        }
+    }
+
+    /// All metrics in the Prometheus text format.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            // It happens only for a family without a name or a metric, which a registry does not gather.
+            log::error!("metrics: {error}");
+        }
+        text
+    }
+
+    /// Counts a request as being served until the returned value is dropped.
+    pub fn request_began(&self) -> InFlight {
+        self.in_flight.inc();
+        InFlight(self.in_flight.clone())
+    }
+
+    /// The end of a request.
+    pub fn settled(&self, outcome: Outcome, entry: &Entry<'_>, measures: &Measures) {
+        let way = measures.way;
+        let class = entry.response_code.map_or(0, |code| usize::from(code / 100));
+        let class = if class < CLASSES.len() { class } else { 0 };
+        let place = (way.place() * Outcome::ALL.len() + outcome as usize) * CLASSES.len() + class;
+        resolved(
+            &self.requests_resolved,
+            place,
+            || self.requests.with_label_values(&[way.as_str(), outcome.as_str(), CLASSES[class]]),
+            IntCounter::inc,
+        );
+        resolved(
+            &self.duration_resolved,
+            way.place(),
+            || self.duration.with_label_values(&[way.as_str()]),
+            |duration| duration.observe(measures.took.as_secs_f64()),
+        );
+        if let Some(to_first_byte) = measures.to_first_byte {
+            resolved(
+                &self.to_first_byte_resolved,
+                way.place(),
+                || self.to_first_byte.with_label_values(&[way.as_str()]),
+                |histogram| histogram.observe(to_first_byte.as_secs_f64()),
+            );
+        }
+        if let Some(added) = measures.added {
+            self.added.observe(added.as_secs_f64());
+        }
+        self.bytes_in.inc_by(entry.bytes_in.unwrap_or(0));
+        self.bytes_out.inc_by(entry.bytes_out.unwrap_or(0));
+        self.used_tokens(entry, measures);
+    }
+
+    fn used_tokens(&self, entry: &Entry<'_>, measures: &Measures) {
+        if entry.input_tokens.is_none() && entry.output_tokens.is_none() {
+            return;
+        }
+        let (model, role) = (&measures.model, &measures.role);
+        let series = model.series().unwrap_or(&self.other_models);
+        let tokens = series.tokens(role, || {
+            ["in", "out"].map(|direction| self.tokens.with_label_values(&[direction, model.as_str(), role.as_str()]))
+        });
+        tokens[0].inc_by(entry.input_tokens.unwrap_or(0));
+        tokens[1].inc_by(entry.output_tokens.unwrap_or(0));
+        if let (Some(out), Some(generating)) = (entry.output_tokens, measures.generating)
+            && out > 0
+            && !generating.is_zero()
+        {
+            series
+                .per_second(|| self.tokens_per_second.with_label_values(&[model.as_str()]))
+                .observe(out as f64 / generating.as_secs_f64());
+        }
+    }
+
+    /// Gives a model time series of its own. Only for models that a backend really holds, never for what a client names.
+    pub fn known_model(&self, model: &str) -> ModelLabel {
+        self.models.insert(model)
+    }
+
+    /// The label of a model for a request: "other", unless it is known.
+    pub fn model(&self, model: &str) -> ModelLabel {
+        self.models.find(model)
+    }
+
+    /// The label of a role. Only for roles from verified tokens.
+    pub fn role(&self, role: &str) -> RoleLabel {
+        self.roles.insert(role)
+    }
+
+    /// `result`: allow, deny or escalate.
+    pub fn policy_decided(&self, result: &'static str, took: Duration) {
+        self.policy_decisions.with_label_values(&[result]).inc();
+        self.policy_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn policy_reload_failed(&self) {
+        self.policy_reload_failures.inc();
+    }
+
+    /// A cause that was not announced to [`Metrics::new`] counts as "other".
+    pub fn token_failed(&self, cause: &'static str) {
+        let cause = if self.token_causes.contains(&cause) { cause } else { OTHER };
+        self.token_failures.with_label_values(&[cause]).inc();
+    }
+
+    /// `backend`: its name in the configuration.
+    pub fn backend_up(&self, backend: &str, up: bool) {
+        self.backend_up.with_label_values(&[backend]).set(i64::from(up));
+    }
+
+    pub fn upstream_connection(&self, reused: bool) {
+        if reused { &self.connections_reused } else { &self.connections_new }.inc();
+    }
+
+    /// `reason`: a word of the code.
+    pub fn unparsed(&self, reason: &'static str) {
+        self.unparsed.with_label_values(&[reason]).inc();
+    }
+
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    pub(super) fn audit_written(&self, phases: [u64; Phase::ALL.len()]) {
+        for (counter, records) in self.audit_records.iter().zip(phases) {
+            counter.inc_by(records);
+        }
+    }
+
+    pub(super) fn audit_unavailable(&self) {
+        self.audit_unavailable.inc();
+    }
+
+    pub(super) fn audit_failing(&self, failing: bool) {
+        self.audit_failing.set(i64::from(failing));
+    }
+
+    pub(super) fn audit_lag(&self, sink: &'static str, records: u64) {
+        self.audit_lag.with_label_values(&[sink]).set(i64::try_from(records).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn audit_dropped(&self, sink: &'static str, records: u64) {
+        self.audit_dropped.with_label_values(&[sink]).inc_by(records);
+    }
+
+    pub(super) fn folded_refusal(&self) {
+        self.folded_refusals.inc();
+    }
+}
+
+/// A request being served: counted while it lives.
+pub struct InFlight(IntGauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The label value of what has no time series of its own.
+const OTHER: &str = "other";
+
+/// Makes metrics with our prefix, and registers each.
+struct Make<'a> {
+    registry: &'a Registry,
+}
+
+impl Make<'_> {
+    fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let metric = made.expect("names and labels are literals of this module, which its tests make");
+        self.registry
+            .register(Box::new(metric.clone()))
+            .expect("each name occurs once in this module, which its tests register");
+        metric
+    }
+
+    fn opts(name: &str, help: &str) -> Opts {
+        Opts::new(format!("behavry_ollama_{name}"), help)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::with_opts(Self::opts(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Self::opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::with_opts(Self::opts(name, help)))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Self::opts(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let opts = HistogramOpts { common_opts: Self::opts(name, help), buckets: buckets.to_vec() };
+        self.register(Histogram::with_opts(opts))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        let opts = HistogramOpts { common_opts: Self::opts(name, help), buckets: buckets.to_vec() };
+        self.register(HistogramVec::new(opts, labels))
+    }
+}
+
+fn unresolved<T>(places: usize) -> Vec<OnceLock<T>> {
+    std::iter::repeat_with(OnceLock::new).take(places).collect()
+}
+
+/// Uses the child at `place`, which is looked up the first time. Without a place in the array it is looked up each time.
+fn resolved<T>(places: &[OnceLock<T>], place: usize, look_up: impl FnOnce() -> T, then: impl FnOnce(&T)) {
+    match places.get(place) {
+        Some(child) => then(child.get_or_init(look_up)),
+        None => then(&look_up()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::new("0.1.0", &["expired", "signature"])
+    }
+
+    fn chat() -> Measures {
+        Measures {
+            way: Way::Ollama(Endpoint::Chat),
+            took: Duration::from_millis(40),
+            to_first_byte: Some(Duration::from_millis(3)),
+            added: Some(Duration::from_micros(60)),
+            generating: Some(Duration::from_millis(500)),
+            ..Measures::default()
+        }
+    }
+
+    fn reply() -> Entry<'static> {
+        Entry {
+            response_code: Some(200),
+            input_tokens: Some(26),
+            output_tokens: Some(9),
+            bytes_in: Some(100),
+            bytes_out: Some(2000),
+            ..Entry::default()
+        }
+    }
+
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
+    }
+
+    #[test]
+    fn a_settled_exchange_moves_every_metric_it_should() {
+        let metrics = metrics();
+        let measures = Measures { model: metrics.known_model("llama3.2"), role: metrics.role("internal"), ..chat() };
+        metrics.settled(Outcome::Complete, &reply(), &measures);
+        metrics.settled(Outcome::Complete, &reply(), &measures);
+        let text = metrics.render();
+        for line in [
+            r#"behavry_ollama_requests_total{endpoint="chat",outcome="complete",status_class="2xx"} 2"#,
+            r#"behavry_ollama_tokens_total{direction="in",model="llama3.2",role="internal"} 52"#,
+            r#"behavry_ollama_tokens_total{direction="out",model="llama3.2",role="internal"} 18"#,
+            r#"behavry_ollama_tokens_per_second_bucket{model="llama3.2",le="20"} 2"#,
+            r#"behavry_ollama_tokens_per_second_bucket{model="llama3.2",le="10"} 0"#,
+            r#"behavry_ollama_time_to_first_byte_seconds_count{endpoint="chat"} 2"#,
+            r#"behavry_ollama_request_duration_seconds_count{endpoint="chat"} 2"#,
+            r#"behavry_ollama_added_seconds_bucket{le="0.000075"} 2"#,
+            r#"behavry_ollama_bytes_total{direction="in"} 200"#,
+            r#"behavry_ollama_bytes_total{direction="out"} 4000"#,
+        ] {
+            has(&text, line);
+        }
+    }
+
+    #[test]
+    fn every_way_outcome_and_class_has_a_series_of_its_own() {
+        let metrics = metrics();
+        let ways = [Way::Unmatched, Way::Token, Way::Ollama(Endpoint::Root), Way::Ollama(Endpoint::Blob)];
+        let codes = [None, Some(100), Some(204), Some(302), Some(404), Some(503)];
+        for way in ways {
+            for outcome in Outcome::ALL {
+                for response_code in codes {
+                    let entry = Entry { response_code, ..Entry::default() };
+                    metrics.settled(outcome, &entry, &Measures { way, ..Measures::default() });
+                }
+            }
+        }
+        let text = metrics.render();
+        let series: Vec<_> = text.lines().filter(|line| line.starts_with("behavry_ollama_requests_total{")).collect();
+        assert_eq!(series.len(), ways.len() * Outcome::ALL.len() * codes.len());
+        assert!(series.iter().all(|line| line.ends_with(" 1")), "{series:?}");
+    }
+
+    #[test]
+    fn a_client_cannot_make_a_time_series() {
+        let metrics = metrics();
+        for n in 0..2000 {
+            let measures = Measures {
+                model: metrics.model(&format!("made-up-{n}")),
+                role: metrics.role(&format!("role-{n}")),
+                ..chat()
+            };
+            metrics.settled(Outcome::Complete, &reply(), &measures);
+            metrics.known_model(&format!("model-{n}"));
+        }
+        metrics.token_failed("made up");
+        let wild = Entry { response_code: Some(u16::MAX), ..Entry::default() };
+        metrics.settled(Outcome::Complete, &wild, &chat());
+        let text = metrics.render();
+        assert!(!text.contains("made-up") && !text.contains("made up"));
+        let series = text.lines().filter(|line| line.starts_with("behavry_ollama_tokens_total{")).count();
+        assert!(series <= 2 * (ROLES + 2), "{series} series");
+        has(&text, r#"behavry_ollama_token_verification_failures_total{cause="other"} 1"#);
+        let known = metrics.known_model("model-0");
+        assert_eq!(known.as_str(), "model-0");
+        assert_eq!(metrics.known_model("model-1999").as_str(), OTHER, "no more than {MODELS}");
+    }
+
+    #[test]
+    fn what_can_be_alarmed_on_is_there_before_it_happens() {
+        let text = metrics().render();
+        for line in [
+            r#"behavry_ollama_token_verification_failures_total{cause="expired"} 0"#,
+            r#"behavry_ollama_policy_decisions_total{result="escalate"} 0"#,
+            r#"behavry_ollama_audit_records_total{phase="stream_start"} 0"#,
+            r#"behavry_ollama_audit_dropped_records_total{sink="file"} 0"#,
+            r#"behavry_ollama_upstream_connections_total{reused="true"} 0"#,
+            "behavry_ollama_audit_failing 0",
+            "behavry_ollama_audit_unavailable_total 0",
+            "behavry_ollama_panics_total 0",
+            r#"behavry_ollama_build_info{version="0.1.0"} 1"#,
+        ] {
+            has(&text, line);
+        }
+    }
+
+    #[test]
+    fn requests_in_flight_go_down_again_whatever_happens() {
+        let metrics = metrics();
+        let running = metrics.request_began();
+        has(&metrics.render(), "behavry_ollama_requests_in_flight 1");
+        drop(running);
+        has(&metrics.render(), "behavry_ollama_requests_in_flight 0");
+    }
+
+    #[test]
+    fn label_values_with_quotes_and_newlines_stay_on_their_line() {
+        let metrics = metrics();
+        metrics.backend_up("a\"b\\c\nd", true);
+        has(&metrics.render(), r#"behavry_ollama_backend_up{backend="a\"b\\c\nd"} 1"#);
+    }
+}
