@@ -6,3 +6,4 @@ pub mod refusal;
 pub mod route;
 pub mod config;
 pub mod ledger;
+pub mod simulator;
