@@ -1,9 +1,35 @@
 //! behavry-ollama-proxy: a gateway in front of Ollama.
+//!
+//! ```text
+//! client -> (door) received -> authenticated -> inspected -> authorized -> placed -> streaming -> settled
+//!            route        identity      intake+wire    policy      upstream   wire::meter   ledger
+//!            |-------------- request_filter: admit() -------------|upstream_peer|response_*| logging
+//!            any step may end early with a Refusal -----------------------------------------> settled
+//! ```
+//!
+//! The modules in reading order. `identity`, `wire`, `policy` and `ledger` know nothing of Pingora; `ARCHITECTURE.md` says which
+//! way dependencies run, and a test holds it.
 
-pub mod wire;
+pub mod cli;
+pub mod config;
+pub mod server;
+
+pub mod door;
+pub mod proxy;
+
+pub mod exchange;
+pub mod live;
+pub mod site;
+pub mod snapshot;
+
 pub mod identity;
+pub mod intake;
+pub mod ledger;
+pub mod policy;
 pub mod refusal;
 pub mod route;
-pub mod config;
-pub mod ledger;
+pub mod upstream;
+pub mod wire;
+
+pub mod operator;
 pub mod simulator;

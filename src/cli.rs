@@ -1,0 +1,256 @@
+//! The command line. Exit codes: 0 ok, 64 usage, 78 configuration, 1 anything else.
+//!
+//! - [`demo`]: a proxy, a simulator if no Ollama answers, two requests, and lines to paste.
+//! - [`policies`]: `policy test`, `policy explain`.
+//! - [`tokens`]: `token mint`, `token inspect`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Flags, process_env};
+use crate::server::{self, ServerError, Started, assemble};
+use crate::simulator::{self, SimulatorOptions};
+
+mod demo;
+mod policies;
+mod tokens;
+
+const USAGE: u8 = 64;
+const CONFIGURATION: u8 = 78;
+const FAILURE: u8 = 1;
+
+/// A gateway in front of Ollama: identity, policy, streaming, token counts and an audit trail without content.
+#[derive(Parser)]
+#[command(name = "behavry-ollama-proxy", version)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Settings that win over the environment and the file.
+#[derive(Args)]
+struct Settings {
+    /// The configuration file; conf/proxy.toml lists every key
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the public listener
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Address of the operator's listener
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    operator_listen: Option<String>,
+    /// URL of Ollama
+    #[arg(long, global = true, value_name = "URL")]
+    backend: Option<String>,
+    /// Folder for keys, agents and the audit
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Folder with the .rego files
+    #[arg(long, global = true, value_name = "DIR")]
+    policy_dir: Option<PathBuf>,
+    /// Folder of the audit files
+    #[arg(long, global = true, value_name = "DIR")]
+    audit_dir: Option<PathBuf>,
+    /// File with the agents that may have a token
+    #[arg(long, global = true, value_name = "FILE")]
+    agents_file: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT
+    Serve,
+    /// Serve, and show what it does: a simulator if no Ollama answers, two requests, their records, and lines to paste
+    Demo,
+    /// Check the configuration, the keys and the policy, and show the settings in force
+    Check,
+    /// A stand-in Ollama that can be told to misbehave
+    Simulate(SimulateArgs),
+    /// Test and explain policies
+    #[command(subcommand)]
+    Policy(policies::PolicyCommand),
+    /// Make and read tokens
+    #[command(subcommand)]
+    Token(tokens::TokenCommand),
+}
+
+#[derive(Args)]
+struct SimulateArgs {
+    #[command(flatten)]
+    options: SimulatorOptions,
+}
+
+/// Why a command failed: the words for standard error, and the exit code.
+struct Failure {
+    code: u8,
+    what: String,
+}
+
+impl Failure {
+    fn configuration(what: impl Into<String>) -> Failure {
+        Failure { code: CONFIGURATION, what: what.into() }
+    }
+
+    fn runtime(what: impl Into<String>) -> Failure {
+        Failure { code: FAILURE, what: what.into() }
+    }
+
+    fn usage(what: impl Into<String>) -> Failure {
+        Failure { code: USAGE, what: what.into() }
+    }
+}
+
+impl From<ServerError> for Failure {
+    fn from(e: ServerError) -> Failure {
+        match e {
+            ServerError::Configuration(what) => Failure::configuration(what),
+            ServerError::Runtime(what) => Failure::runtime(what),
+        }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print(); // a closed terminal: the exit code still says it
+            return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    start_log();
+    shut_up_panics();
+    ignore_size_signal();
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("behavry-ollama-proxy: {}", failure.what);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<(), Failure> {
+    let Cli { settings, command } = cli;
+    // The simulator is no part of the proxy: `--listen` is its own address there.
+    if let Command::Simulate(mut args) = command {
+        if let Some(listen) = &settings.listen {
+            let address: std::net::SocketAddr =
+                listen.parse().map_err(|_| Failure::usage("--listen wants ADDRESS:PORT, such as 127.0.0.1:11434"))?;
+            (args.options.host, args.options.port) = (address.ip(), address.port());
+        }
+        let told =
+            simulator::run_blocking(args.options, |address| eprintln!("simulator listening on http://{address}"));
+        return match told {
+            Ok(never) => match never {},
+            Err(e) => Err(Failure::runtime(format!("the simulator cannot listen: {e}"))),
+        };
+    }
+    let config = load(&settings)?;
+    match command {
+        Command::Serve => serve(config),
+        Command::Demo => demo::run(config),
+        Command::Check => check(&config),
+        Command::Policy(command) => policies::run(command, &config),
+        Command::Token(command) => tokens::run(command, &config),
+        Command::Simulate(_) => Ok(()), // answered above
+    }
+}
+
+fn load(settings: &Settings) -> Result<Config, Failure> {
+    let flags = Flags {
+        config: settings.config.clone(),
+        listen: settings.listen.clone(),
+        operator_listen: settings.operator_listen.clone(),
+        backend: settings.backend.clone(),
+        state_dir: settings.state_dir.clone(),
+        policy_dir: settings.policy_dir.clone(),
+        audit_dir: settings.audit_dir.clone(),
+        agents_file: settings.agents_file.clone(),
+    };
+    let config = Config::load(&flags, &process_env).map_err(|e| Failure::configuration(e.to_string()))?;
+    for warning in config.warnings() {
+        log::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+fn serve(config: Config) -> Result<(), Failure> {
+    first_start(&config)?;
+    for line in config.effective().lines() {
+        log::debug!("{line}");
+    }
+    log::info!("backend {} at {}", config.backend[0].name, config.backend[0].url);
+    let runtime = server::runtime(&config)?;
+    let served = runtime.block_on(server::serve(config, |started| announce(&started)));
+    // What still runs was cut; a task that hangs in somebody's socket is not waited for.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    Ok(served?)
+}
+
+/// One line per listener on standard error, for people and for scripts that wait for them.
+fn announce(started: &Started) {
+    eprintln!("listening on http://{}", started.public);
+    eprintln!("operator listening on http://{}", started.operator);
+}
+
+/// A proxy without agents is of no use to a newcomer: the first start makes one, and shows its secret once.
+///
+/// Nothing is made where the configuration names somebody else's keys: then tokens come from elsewhere.
+fn first_start(config: &Config) -> Result<(), Failure> {
+    use crate::identity::agents::{Agents, DEMO_AGENT_ID};
+    let foreign_keys = config.identity.public_key.is_some() || !config.identity.jwks_file.as_os_str().is_empty();
+    if config.identity.agents_file.exists() || foreign_keys {
+        return Ok(());
+    }
+    let (_, secret) = Agents::create_with_demo(&config.identity.agents_file)
+        .map_err(|e| Failure::configuration(format!("{}: {e}", config.identity.agents_file.display())))?;
+    eprintln!(
+        "a first agent was made in {}; its secret is shown only this once:",
+        config.identity.agents_file.display()
+    );
+    eprintln!("  client_id      {DEMO_AGENT_ID}");
+    eprintln!("  client_secret  {}", secret.expose());
+    Ok(())
+}
+
+fn check(config: &Config) -> Result<(), Failure> {
+    println!("{}", config.effective().trim_end());
+    let snapshot = assemble::snapshot(config).map_err(Failure::configuration)?;
+    println!("\n# policy revision {}, {} agents", snapshot.policy.revision(), snapshot.agents.len());
+    println!("# everything that can be checked without serving is in order");
+    Ok(())
+}
+
+/// Our own lines at info; others' from warn, because Pingora's print paths, queries and a backend's bytes (traps, Pingora 6): at
+/// error level a bad backend head prints up to 1 MiB of them, so what concerns requests is off whatever RUST_LOG says.
+fn start_log() {
+    let mut log = env_logger::Builder::new();
+    log.filter_level(log::LevelFilter::Warn).filter_module("behavry_ollama_proxy", log::LevelFilter::Info);
+    log.parse_default_env();
+    for module in
+        ["pingora", "pingora_core", "pingora_proxy", "pingora_http", "pingora_pool", "h2", "rustls", "jsonwebtoken"]
+    {
+        log.filter_module(module, log::LevelFilter::Off);
+    }
+    // A second call in one process (tests) changes nothing.
+    let _ = log.try_init();
+}
+
+/// A panic's message may quote what it tripped over. Only the place is printed.
+fn shut_up_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        eprintln!("behavry-ollama-proxy: a fault of ours{place}; please report it");
+    }));
+}
+
+/// Past `RLIMIT_FSIZE` a write would kill the process; ignored, it fails with EFBIG, and the audit says so.
+fn ignore_size_signal() {
+    // SAFETY: SIG_IGN installs no code, and no thread runs yet.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}

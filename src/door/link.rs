@@ -1,0 +1,158 @@
+//! What the door and the hooks of one request say to each other.
+//!
+//! Pingora owns the session while its hooks run, and drops both the session and the context when they are done, also when
+//! they panic. Whatever must survive that (the session, the exchange) is left here by a `Drop`, and the door takes it.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+
+use super::outgoing::Outgoing;
+use crate::exchange::Exchange;
+use crate::live::Cut;
+use crate::refusal::Refusal;
+use crate::wire::Dialect;
+
+/// One per request.
+pub struct Link {
+    exchange: Mutex<Option<Box<Exchange>>>,
+    /// The request body to replay, set by the intake.
+    body: Mutex<Option<Bytes>>,
+    cut: Mutex<Option<Cut>>,
+    /// A cut that the proxy's task has not been told of yet.
+    cut_pending: AtomicBool,
+    /// Answer with `Connection: close`.
+    close: AtomicBool,
+    /// The proxy's task, waiting in `read_body_or_idle` or behind a full buffer.
+    pub(super) waker: AtomicWaker,
+    /// Attempt << 8 | pieces of the request body handed out and not yet written to the backend.
+    pub(super) flying: AtomicUsize,
+    /// Milliseconds after `born` at which the request was last sent to a backend; 0: not yet.
+    sent_ms: AtomicU64,
+    born: Instant,
+    /// `Downstream::drop` leaves the inner session and what is unsent here.
+    pub(super) left: Mutex<Option<Outgoing>>,
+}
+
+tokio::task_local! {
+    pub(super) static LINK: Arc<Link>;
+}
+
+impl Link {
+    pub fn new(exchange: Box<Exchange>) -> Link {
+        Link {
+            exchange: Mutex::new(Some(exchange)),
+            body: Mutex::default(),
+            cut: Mutex::default(),
+            cut_pending: AtomicBool::new(false),
+            close: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+            flying: AtomicUsize::new(0),
+            sent_ms: AtomicU64::new(0),
+            born: Instant::now(),
+            left: Mutex::default(),
+        }
+    }
+
+    /// The whole request body has been read, and perhaps rewritten: every attempt sends this one.
+    pub fn replay(&self, body: Bytes) {
+        *self.body.lock() = Some(body);
+    }
+
+    pub(super) fn take_body(&self) -> Option<Bytes> {
+        self.body.lock().take()
+    }
+
+    /// Ends the exchange now, with an error frame if its reply has begun. From any thread; the first reason stays.
+    pub fn cut(&self, why: Cut) {
+        self.cut.lock().get_or_insert(why);
+        self.cut_pending.store(true, SeqCst);
+        self.waker.wake();
+    }
+
+    pub fn cut_reason(&self) -> Option<Cut> {
+        *self.cut.lock()
+    }
+
+    /// The proxy's task is told once: its `fail_to_proxy` may then still write an answer.
+    pub(super) fn take_cut(&self) -> bool {
+        self.cut_pending.load(SeqCst) && self.cut_pending.swap(false, SeqCst)
+    }
+
+    /// `Session::set_keepalive(None)` is a no-op on a custom session: call this before the answer instead.
+    pub fn close_connection(&self) {
+        self.close.store(true, SeqCst);
+    }
+
+    pub(super) fn closes_connection(&self) -> bool {
+        self.close.load(SeqCst)
+    }
+
+    /// A request head is about to be written to a backend.
+    pub fn sent_upstream(&self) {
+        self.sent_ms.store((self.born.elapsed().as_millis() as u64).max(1), SeqCst);
+    }
+
+    /// Until when a client's leaving is kept from the backend, if the request was sent only just now: Ollama leaks a handler and a
+    /// descriptor for requests that are closed before its scheduler has picked them up (ollama-wire, section 0.4: 57 of 60 after
+    /// 1 ms, none after 20).
+    pub(super) fn cancel_not_before(&self, grace: Duration) -> Option<Instant> {
+        let sent_ms = self.sent_ms.load(SeqCst);
+        (sent_ms > 0).then(|| self.born + Duration::from_millis(sent_ms) + grace).filter(|at| *at > Instant::now())
+    }
+
+    /// The client's dialect and the request's id, once the hooks are done.
+    pub(super) fn peek_exchange(&self) -> Option<(Dialect, String)> {
+        self.exchange.lock().as_ref().map(|exchange| (exchange.dialect, exchange.request_id.clone()))
+    }
+
+    /// What a stream whose backend failed ends with.
+    pub(super) fn stream_refusal(&self) -> Refusal {
+        let failure = self.exchange.lock().as_ref().and_then(|exchange| exchange.refusal.clone());
+        failure.unwrap_or_else(|| Refusal::backend_cut("the backend broke off"))
+    }
+
+    pub(super) fn take_exchange(&self) -> Option<Box<Exchange>> {
+        self.exchange.lock().take()
+    }
+}
+
+/// Pingora's CTX: the exchange, on loan from the link.
+pub struct Ticket {
+    exchange: Option<Box<Exchange>>,
+    pub link: Arc<Link>,
+}
+
+impl Ticket {
+    /// Picks up the exchange of the request that this task serves. Only the door starts such a task.
+    pub fn pick_up() -> Ticket {
+        let link = LINK.with(Arc::clone);
+        Ticket { exchange: link.take_exchange(), link }
+    }
+}
+
+impl Deref for Ticket {
+    type Target = Exchange;
+    fn deref(&self) -> &Exchange {
+        self.exchange.as_deref().expect("a ticket holds its exchange until it is dropped; the door issues one per link")
+    }
+}
+
+impl DerefMut for Ticket {
+    fn deref_mut(&mut self) -> &mut Exchange {
+        self.exchange
+            .as_deref_mut()
+            .expect("a ticket holds its exchange until it is dropped; the door issues one per link")
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        *self.link.exchange.lock() = self.exchange.take();
+    }
+}

@@ -1,0 +1,175 @@
+//! The facts known about one request, in the order in which they become known. Each is set once, by one module; the stage
+//! of an exchange is derived from which facts exist, never stored.
+//!
+//! - [`settle`]: from the facts to the one final record.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::identity::Caller;
+use crate::intake::Held;
+use crate::ledger::metrics::InFlight;
+use crate::ledger::{Receipt, Way};
+use crate::policy::Permit;
+use crate::refusal::Refusal;
+use crate::snapshot::Snapshot;
+use crate::upstream::Lease;
+use crate::wire::meter::Meter;
+use crate::wire::rewrite::UsageHider;
+use crate::wire::{Ask, Dialect, Endpoint};
+
+mod settle;
+
+pub use settle::Ending;
+
+/// A caller's own request id is taken over up to this length (contract, section 1).
+const REQUEST_ID_CHARS: usize = 128;
+
+pub struct Exchange {
+    // ---- received
+    pub request_id: String,
+    pub began: Instant,
+    pub source_ip: Option<IpAddr>,
+    pub method: String,
+    /// As on the wire, without the query. Only where no route matched is it recorded.
+    pub path: String,
+    pub query: Option<String>,
+    /// What a refusal is worded in; from the path, so that even a 404 has one.
+    pub dialect: Dialect,
+    /// Everything that a reload can change, as it was when the request came.
+    pub snapshot: Arc<Snapshot>,
+    pub in_flight: InFlight,
+
+    // ---- routed
+    pub way: Way,
+    /// The path for the backend, from the table.
+    pub target: Option<Cow<'static, str>>,
+
+    // ---- authenticated, inspected, authorized
+    pub caller: Option<Arc<Caller>>,
+    pub ask: Option<Ask>,
+    /// What was cut from or put into the request.
+    pub filters: Vec<&'static str>,
+    /// Length of the body as it is sent to a backend.
+    pub body_bytes: usize,
+    /// The body's share of the memory that all bodies may take, until the exchange is settled.
+    pub held: Option<Held>,
+    /// How long the client took to send the body: none of our doing.
+    pub waited_for_body: Duration,
+    pub permit: Option<Permit>,
+    /// Answered here, to anybody (the key set) or on a secret's word (a token).
+    pub granted_here: bool,
+    /// Who was given a token by this request.
+    pub token_agent: Option<String>,
+    /// The policy's word on a request that it refused.
+    pub denial: Option<PolicyWord>,
+    pub receipt: Option<Receipt>,
+
+    // ---- placed
+    pub lease: Option<Lease>,
+    /// Attempts to reach a backend, the first included.
+    pub attempts: u32,
+    pub dispatched: Option<Instant>,
+
+    // ---- streaming
+    pub upstream_status: Option<u16>,
+    pub first_byte: Option<Instant>,
+    pub last_byte: Option<Instant>,
+    pub meter: Option<Meter>,
+    pub hider: Option<UsageHider>,
+    /// Bytes of a body that is passed on as it comes.
+    pub streamed_bytes: u64,
+
+    // ---- ended
+    /// The status that the client was sent.
+    pub status: Option<u16>,
+    /// What we answered, or ended a stream with, instead of the backend.
+    pub refusal: Option<Refusal>,
+    pub fault: Option<Fault>,
+}
+
+/// What a policy said of a request that it refused.
+pub struct PolicyWord {
+    pub result: &'static str,
+    pub policy_id: String,
+    pub reason: String,
+    pub revision: String,
+}
+
+/// Whose fault an error was, as Pingora saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The client left.
+    Client,
+    /// The client did not read.
+    SlowClient,
+    /// The backend broke off or answered garbage.
+    Backend,
+    /// The backend was silent for too long.
+    Silence,
+    /// Ours.
+    Internal,
+}
+
+impl Exchange {
+    /// `parts`: the head as it was parsed.
+    pub fn received(
+        parts: &http::request::Parts,
+        source_ip: Option<IpAddr>,
+        snapshot: Arc<Snapshot>,
+        in_flight: InFlight,
+    ) -> Exchange {
+        let path = parts.uri.path().to_owned();
+        let own_id =
+            parts.headers.get("x-request-id").and_then(|value| value.to_str().ok()).filter(|id| is_request_id(id));
+        Exchange {
+            request_id: own_id.map_or_else(|| uuid::Uuid::now_v7().simple().to_string(), str::to_owned),
+            began: Instant::now(),
+            source_ip: source_ip.map(|ip| ip.to_canonical()),
+            method: parts.method.as_str().to_owned(),
+            dialect: crate::route::dialect_of(&path),
+            path,
+            query: parts.uri.query().map(str::to_owned),
+            snapshot,
+            in_flight,
+            way: Way::Unmatched,
+            target: None,
+            caller: None,
+            ask: None,
+            filters: Vec::new(),
+            body_bytes: 0,
+            held: None,
+            waited_for_body: Duration::ZERO,
+            permit: None,
+            granted_here: false,
+            token_agent: None,
+            denial: None,
+            receipt: None,
+            lease: None,
+            attempts: 0,
+            dispatched: None,
+            upstream_status: None,
+            first_byte: None,
+            last_byte: None,
+            meter: None,
+            hider: None,
+            streamed_bytes: 0,
+            status: None,
+            refusal: None,
+            fault: None,
+        }
+    }
+
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        match self.way {
+            Way::Ollama(endpoint) => Some(endpoint),
+            _ => None,
+        }
+    }
+}
+
+fn is_request_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= REQUEST_ID_CHARS && id.bytes().all(|byte| byte.is_ascii_graphic())
+}

@@ -1,0 +1,166 @@
+//! The request body: read before a backend is chosen, bounded in size, time and memory, and given to the door for replay.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use pingora_proxy::Session;
+
+use crate::refusal::Refusal;
+
+/// Each such piece of a body that has arrived buys another `idle`, so that a client that sends a byte now and then has an end.
+const PACE_BYTES: usize = 64 * 1024;
+
+pub struct Intake {
+    /// Largest body.
+    pub limit_bytes: usize,
+    /// Longest silence of a client that sends a body.
+    pub idle: Duration,
+    pub memory: Memory,
+}
+
+/// The memory that all bodies together may take. A clone is the same memory.
+#[derive(Clone)]
+pub struct Memory {
+    limit_bytes: usize,
+    held_bytes: Arc<AtomicUsize>,
+}
+
+/// One body's share, given back on drop.
+pub struct Held {
+    memory: Memory,
+    bytes: usize,
+}
+
+impl Memory {
+    pub fn new(limit_bytes: usize) -> Memory {
+        Memory { limit_bytes, held_bytes: Arc::default() }
+    }
+
+    fn share(&self) -> Held {
+        Held { memory: self.clone(), bytes: 0 }
+    }
+}
+
+impl Held {
+    fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let held = self.memory.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        if held + bytes > self.memory.limit_bytes {
+            return Err(Refusal::queue_full("request bodies take all the memory they may"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Intake {
+    /// What can be refused by the head alone, before the client is asked to send anything.
+    pub fn judge_head(&self, head: &http::request::Parts) -> Result<(), Refusal> {
+        refuse_encoding(head)?;
+        match declared_length(head) {
+            Some(length) if length > self.limit_bytes as u64 => Err(Refusal::body_too_large(self.limit_bytes as u64)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the whole body. The caller is known by now: `Expect: 100-continue` is answered here and not earlier.
+    pub async fn read(&self, session: &mut Session) -> Result<(Bytes, Held), Refusal> {
+        self.judge_head(session.req_header())?;
+        let declared = declared_length(session.req_header()).unwrap_or(0) as usize;
+        answer_expectation(session).await?;
+        let mut held = self.memory.share();
+        let Some(first) = self.next(session, Instant::now() + self.idle).await? else {
+            return Ok((Bytes::new(), held));
+        };
+        if first.len() > self.limit_bytes {
+            return Err(Refusal::body_too_large(self.limit_bytes as u64));
+        }
+        held.grow(first.len())?;
+        if first.len() == declared {
+            return Ok((first, held)); // the ordinary small request: no copy
+        }
+        let began = Instant::now();
+        // What is declared is not believed all at once: memory follows what has arrived.
+        let mut body = BytesMut::with_capacity(declared.clamp(first.len() * 2, 1 << 20));
+        body.extend_from_slice(&first);
+        loop {
+            let pace = self.idle * (2 + (body.len() / PACE_BYTES) as u32);
+            let Some(bytes) = self.next(session, began + pace).await? else {
+                return Ok((body.freeze(), held));
+            };
+            if body.len() + bytes.len() > self.limit_bytes {
+                return Err(Refusal::body_too_large(self.limit_bytes as u64));
+            }
+            held.grow(bytes.len())?;
+            body.extend_from_slice(&bytes);
+        }
+    }
+
+    async fn next(&self, session: &mut Session, deadline: Instant) -> Result<Option<Bytes>, Refusal> {
+        let wait = self.idle.min(deadline.saturating_duration_since(Instant::now()));
+        match pingora::time::timeout(wait, session.downstream_session.read_request_body()).await {
+            Err(_) => Err(Refusal::slow_request("body")),
+            Ok(Ok(bytes)) => Ok(bytes),
+            // Its errors have no source, so that a malformed chunk would end as a 500 (traps, Pingora 1).
+            Ok(Err(_)) => {
+                Err(Refusal::bad_framing("The body's framing is malformed, or it ended early.").because("body framing"))
+            }
+        }
+    }
+}
+
+/// A body that is not held (blobs): only its head is judged, and the client told to go on.
+pub async fn open_stream(session: &mut Session, limit_bytes: u64) -> Result<(), Refusal> {
+    refuse_encoding(session.req_header())?;
+    if declared_length(session.req_header()).is_some_and(|length| length > limit_bytes) {
+        return Err(Refusal::body_too_large(limit_bytes));
+    }
+    answer_expectation(session).await
+}
+
+/// Endpoints without a body: one that comes all the same would desynchronise nothing, since it is never forwarded, but it shows
+/// that two parsers disagree about the request.
+pub fn refuse_body(session: &mut Session) -> Result<(), Refusal> {
+    let head = session.req_header();
+    let has_body =
+        declared_length(head).is_some_and(|length| length > 0) || head.headers.contains_key("transfer-encoding");
+    if has_body {
+        return Err(Refusal::bad_framing("This endpoint takes no body; send the request without one.")
+            .because("unexpected body"));
+    }
+    Ok(())
+}
+
+fn refuse_encoding(head: &http::request::Parts) -> Result<(), Refusal> {
+    let plain =
+        head.headers.get_all("content-encoding").iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if plain { Ok(()) } else { Err(Refusal::unsupported_encoding()) }
+}
+
+fn declared_length(head: &http::request::Parts) -> Option<u64> {
+    head.headers.get("content-length").and_then(|value| value.to_str().ok()).and_then(|value| value.trim().parse().ok())
+}
+
+/// `Expect: 100-continue` is nobody's job in Pingora (traps, Pingora 2).
+async fn answer_expectation(session: &mut Session) -> Result<(), Refusal> {
+    let expects =
+        session.req_header().headers.get("expect").map(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    match expects {
+        None => Ok(()),
+        Some(false) => {
+            Err(Refusal::bad_framing("Only `Expect: 100-continue` is understood.").because("unknown expectation"))
+        }
+        Some(true) => session
+            .downstream_session
+            .write_continue_response()
+            .await
+            .map_err(|_| Refusal::bad_framing("The connection broke.").because("100-continue not written")),
+    }
+}

@@ -1,0 +1,275 @@
+//! Decides whether a request may go to a backend. The order is the security argument: who, what, may they, written down.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use pingora::prelude::*;
+use pingora_proxy::Session;
+
+use super::Gateway;
+use crate::door::Ticket;
+use crate::exchange::{Exchange, PolicyWord};
+use crate::identity::{Caller, Rejection};
+use crate::intake;
+use crate::ledger::Way;
+use crate::policy::{Denial, DenialKind, Facts};
+use crate::refusal::Refusal;
+use crate::route::{self, Route};
+use crate::wire::ask::{self, AskError};
+use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Kind, Source, model, rewrite};
+
+/// What `request_filter` has come to.
+pub enum Admitted {
+    /// To a backend.
+    Forward,
+    /// It was answered here.
+    Answered,
+}
+
+impl Gateway {
+    /// More requests at once than are allowed are answered at once.
+    pub(super) fn bound_in_flight(&self, _session: &mut Session, exchange: &mut Ticket) -> Result<()> {
+        if self.site.is_draining() {
+            exchange.refusal = Some(Refusal::shutting_down());
+        } else if self.site.live.running() > self.site.in_flight {
+            exchange.refusal = Some(Refusal::queue_full("limits.in_flight requests are being served"));
+        } else {
+            return Ok(());
+        }
+        Error::e_explain(ErrorType::Custom("Refused"), "before the request filter")
+    }
+
+    pub(super) async fn admit(
+        &self,
+        session: &mut Session,
+        exchange: &mut Ticket,
+    ) -> std::result::Result<Admitted, Refusal> {
+        let route = route::resolve(&exchange.method, &exchange.path, &self.site.routes)?;
+        if let Some(query) = &exchange.query {
+            route::check_query(query)?;
+        }
+        match route {
+            Route::Ollama { endpoint, upstream_path, model, .. } => {
+                exchange.way = Way::Ollama(endpoint);
+                exchange.dialect = endpoint.dialect();
+                exchange.target = Some(upstream_path);
+                self.admit_to_ollama(endpoint, model, session, exchange).await
+            }
+            Route::Token => {
+                exchange.way = Way::Token;
+                self.answer_token(session, exchange).await
+            }
+            Route::Jwks => self.answer_jwks(session, exchange).await,
+            // What is not offered is said to callers only: a stranger learns nothing but that a token is needed.
+            Route::Unsupported { operation } => {
+                exchange.dialect = Dialect::OpenAi;
+                self.identify(session, exchange)?;
+                Err(Refusal::unsupported_operation(operation))
+            }
+            Route::Egress => {
+                self.identify(session, exchange)?;
+                Err(Refusal::egress_denied(
+                    "This route acts on the internet with the server's account, which is not allowed.",
+                ))
+            }
+        }
+    }
+
+    async fn admit_to_ollama(
+        &self,
+        endpoint: Endpoint,
+        model_in_path: Option<String>,
+        session: &mut Session,
+        exchange: &mut Ticket,
+    ) -> std::result::Result<Admitted, Refusal> {
+        let caller = self.identify(session, exchange)?;
+        caller.may(endpoint.kind()).map_err(Refusal::insufficient_scope)?;
+        self.inspect(endpoint, model_in_path, session, exchange).await?;
+        self.refuse_egress(exchange)?;
+        if endpoint.kind() == Kind::List {
+            return self.answer_list(endpoint, session, exchange).await;
+        }
+        self.authorize(endpoint, exchange)?;
+        self.write_down(exchange).await?;
+        exchange.lease = match (&exchange.permit, &exchange.receipt) {
+            (Some(permit), Some(receipt)) => Some(self.site.pool.lease(permit, receipt)),
+            _ => return Err(Refusal::internal_error()),
+        };
+        Ok(Admitted::Forward)
+    }
+
+    /// Who.
+    fn identify(&self, session: &Session, exchange: &mut Ticket) -> std::result::Result<Arc<Caller>, Refusal> {
+        let verified = exchange.snapshot.verifier.verify(&session.req_header().headers, now_s());
+        let caller = verified.map_err(|rejection| match rejection {
+            Rejection::Missing => {
+                self.site.ledger.metrics.token_failed("missing");
+                Refusal::missing_token()
+            }
+            Rejection::Invalid(cause) => {
+                self.site.ledger.metrics.token_failed(cause);
+                Refusal::invalid_token(cause)
+            }
+        })?;
+        exchange.caller = Some(Arc::clone(&caller));
+        Ok(caller)
+    }
+
+    /// What: the body is read and judged before anything else is decided.
+    async fn inspect(
+        &self,
+        endpoint: Endpoint,
+        model_in_path: Option<String>,
+        session: &mut Session,
+        exchange: &mut Ticket,
+    ) -> std::result::Result<(), Refusal> {
+        let mut ask = match endpoint.body() {
+            BodyRule::None => {
+                intake::refuse_body(session)?;
+                Ask::default()
+            }
+            BodyRule::Stream => {
+                intake::open_stream(session, self.site.blob_bytes).await?;
+                Ask::default()
+            }
+            BodyRule::Json => {
+                let reading = Instant::now();
+                let (body, held) = self.site.intake.read(session).await?;
+                exchange.waited_for_body = reading.elapsed();
+                exchange.held = Some(held);
+                let ask = ask::read(endpoint, &body).map_err(|e| match e {
+                    AskError::Ambiguous(what) => Refusal::ambiguous_body(what),
+                    AskError::Invalid(what) => Refusal::invalid_body(what),
+                })?;
+                let body = self.ask_for_usage(endpoint, &ask, body, exchange);
+                exchange.body_bytes = body.len();
+                exchange.link.replay(body);
+                ask
+            }
+        };
+        if let Some(name) = model_in_path {
+            // The table checked its characters only.
+            ask.model = Some(model::parse(&name).map_err(|_| Refusal::unknown_route())?);
+        }
+        exchange.ask = Some(ask);
+        Ok(())
+    }
+
+    /// OpenAI streams carry no counts unless asked (ollama-wire, section 0.1): asked here, and hidden from a client that did not.
+    fn ask_for_usage(
+        &self,
+        endpoint: Endpoint,
+        ask: &Ask,
+        body: bytes::Bytes,
+        exchange: &mut Exchange,
+    ) -> bytes::Bytes {
+        let streams = matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) && ask.stream == Some(true);
+        if !streams || ask.wants_usage || !self.site.include_usage {
+            return body;
+        }
+        match rewrite::include_usage(&body) {
+            Some(rewritten) => {
+                exchange.filters.push("include_usage");
+                exchange.hider = Some(rewrite::UsageHider::new(endpoint));
+                rewritten.into()
+            }
+            None => body,
+        }
+    }
+
+    /// What would leave the house, whoever asks: cloud models by name or by stub, and tools that Ollama runs on the internet.
+    fn refuse_egress(&self, exchange: &Exchange) -> std::result::Result<(), Refusal> {
+        let Some(ask) = &exchange.ask else { return Ok(()) };
+        let is_cloud = |model: &crate::wire::ModelRef| {
+            model.source == Source::Cloud
+                || self
+                    .site
+                    .pool
+                    .backends()
+                    .iter()
+                    .any(|backend| backend.catalogue.source(model) == Some(Source::Cloud))
+        };
+        if !self.site.cloud_models && ask.model.iter().chain(&ask.others).any(is_cloud) {
+            return Err(Refusal::egress_denied(
+                "This model runs on ollama.com, and prompts may not leave this house. Choose a local model.",
+            ));
+        }
+        if ask.has_web_tools {
+            return Err(Refusal::egress_denied(
+                "Ollama would run this request's web tools on the internet, which is not allowed. Remove them from `tools`.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// May they.
+    fn authorize(&self, endpoint: Endpoint, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
+        let policy = Arc::clone(&exchange.snapshot.policy);
+        let began = Instant::now();
+        let decided = policy.decide(&facts(endpoint, exchange)?);
+        let result = match &decided {
+            Ok(_) => "allow",
+            Err(denial) => result_of(denial),
+        };
+        self.site.ledger.metrics.policy_decided(result, began.elapsed());
+        match decided {
+            Ok(permit) => {
+                exchange.permit = Some(permit);
+                Ok(())
+            }
+            Err(denial) => Err(refuse_by_policy(exchange, &denial)),
+        }
+    }
+
+    /// Nothing is sent unrecorded.
+    pub(super) async fn write_down(&self, exchange: &mut Ticket) -> std::result::Result<(), Refusal> {
+        let model = exchange.canonical_model();
+        let written = self.site.ledger.record(&exchange.entry(model.as_deref()));
+        exchange.receipt = Some(written.await.map_err(|e| Refusal::audit_unavailable(e.as_str()))?);
+        Ok(())
+    }
+}
+
+/// The document that the policy decides on.
+pub(super) fn facts<'a>(endpoint: Endpoint, exchange: &'a Exchange) -> std::result::Result<Facts<'a>, Refusal> {
+    let (Some(caller), Some(ask), Some(target)) = (&exchange.caller, &exchange.ask, &exchange.target) else {
+        return Err(Refusal::internal_error()); // the order of `admit` has been broken
+    };
+    Ok(Facts {
+        caller,
+        ask,
+        endpoint,
+        method: &exchange.method,
+        resource: target,
+        requester: None,
+        source_ip: exchange.source_ip,
+        now: jiff::Timestamp::now(),
+    })
+}
+
+/// Notes the policy's word in the exchange and words the refusal.
+pub(super) fn refuse_by_policy(exchange: &mut Exchange, denial: &Denial) -> Refusal {
+    exchange.denial = Some(PolicyWord {
+        result: result_of(denial),
+        policy_id: denial.policy_id.clone(),
+        reason: denial.reasons.join("; "),
+        revision: denial.revision.clone(),
+    });
+    match denial.kind {
+        DenialKind::Denied => Refusal::policy_denied(&denial.reasons),
+        DenialKind::Escalated => Refusal::policy_escalated(&denial.reasons),
+        DenialKind::Error => Refusal::policy_denied(&denial.reasons).because("the policy could not be evaluated"),
+    }
+}
+
+fn result_of(denial: &Denial) -> &'static str {
+    match denial.kind {
+        DenialKind::Escalated => "escalate",
+        DenialKind::Denied | DenialKind::Error => "deny",
+    }
+}
+
+/// Seconds since 1970; a clock before that is 0, at which no token holds that has an `nbf` or `iat`.
+pub(super) fn now_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}

@@ -1,0 +1,98 @@
+//! What broke, whose fault it was, and what the client is told.
+
+use pingora::prelude::*;
+use pingora_proxy::{FailToProxy, Session};
+
+use super::Gateway;
+use crate::door::{CUT, SLOW_READER, Ticket};
+use crate::exchange::Fault;
+use crate::refusal::Refusal;
+use crate::wire::{BodyRule, Kind};
+
+impl Gateway {
+    pub(super) async fn explain_failure(&self, session: &mut Session, exchange: &mut Ticket, e: &Error) -> FailToProxy {
+        note(exchange, Some(e));
+        let status = match self.refusal_for(exchange, e) {
+            Some(refusal) if session.response_written().is_none() => {
+                let status = refusal.status();
+                // The client may be gone; then nobody reads this.
+                let _ = self.refuse(session, exchange, refusal).await;
+                status
+            }
+            // The head is out: the door ends the stream with this.
+            Some(refusal) => {
+                exchange.refusal = Some(refusal);
+                0
+            }
+            None => 0,
+        };
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    /// `None`: the client is gone, or does not read, and is told nothing.
+    fn refusal_for(&self, exchange: &mut Ticket, e: &Error) -> Option<Refusal> {
+        if *e.etype() == CUT {
+            return exchange.link.cut_reason().map(|cut| cut.refusal());
+        }
+        if let Some(refusal) = exchange.refusal.take() {
+            return Some(refusal);
+        }
+        match fault_of(e) {
+            Fault::Client => None,
+            Fault::SlowClient => Some(Refusal::slow_reader()),
+            // Pingora's own answer to a time-out is 502 (traps, Pingora 3); the contract says 504.
+            Fault::Silence => Some(Refusal::backend_timeout(self.site.silence.as_secs())),
+            Fault::Backend if exchange.upstream_status.is_some() => Some(Refusal::backend_cut("the backend broke off")),
+            Fault::Backend => Some(Refusal::bad_backend_reply(match e.etype() {
+                ErrorType::InvalidHTTPHeader => "the reply's head could not be understood",
+                ErrorType::ConnectionClosed => "the backend closed the connection without a reply",
+                _ => "the backend broke off before its reply",
+            })),
+            Fault::Internal => {
+                log::error!("request {}: {:?} in the proxy's own part", exchange.request_id, e.etype());
+                Some(Refusal::internal_error())
+            }
+        }
+    }
+}
+
+/// Keeps whose fault an error was.
+pub(super) fn note(exchange: &mut Ticket, e: Option<&Error>) {
+    if let Some(e) = e.filter(|e| *e.etype() != CUT && *e.etype() != ErrorType::Custom("Refused")) {
+        exchange.fault.get_or_insert(fault_of(e));
+    }
+}
+
+fn fault_of(e: &Error) -> Fault {
+    match (e.esource(), e.etype()) {
+        (ErrorSource::Downstream, ErrorType::WriteTimedout) => match &e.context {
+            Some(context) if context.as_str() == SLOW_READER => Fault::SlowClient,
+            _ => Fault::Client,
+        },
+        (ErrorSource::Downstream, _) => Fault::Client,
+        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => Fault::Silence,
+        (ErrorSource::Upstream, _) => Fault::Backend,
+        (_, ErrorType::ConnectTimedout | ErrorType::ConnectRefused | ErrorType::ConnectError) => Fault::Backend,
+        _ => Fault::Internal,
+    }
+}
+
+/// Pingora's default refuses every POST, and every inference is one (traps, Pingora 4). Ours: nothing of a reply was seen, the
+/// body can be sent again, the error is the backend's, and the connection was an old one that may have been dead.
+pub(super) fn may_retry(session: &Session, exchange: &mut Ticket, mut e: Box<Error>, reused: bool) -> Box<Error> {
+    // Management is never sent twice: the first may have been carried out (ollama-wire, section 2).
+    let replayable = exchange
+        .endpoint()
+        .is_some_and(|endpoint| endpoint.body() != BodyRule::Stream && endpoint.kind() != Kind::Manage);
+    let unanswered = exchange.upstream_status.is_none() && session.response_written().is_none();
+    if !replayable || !unanswered || *e.esource() != ErrorSource::Upstream || session.as_ref().retry_buffer_truncated()
+    {
+        e.set_retry(false);
+    } else if *e.etype() == ErrorType::WriteError && reused {
+        // A large body on a dead pooled connection ends as a write error that Pingora has decided against.
+        e.set_retry(true);
+    } else {
+        e.retry.decide_reuse(reused);
+    }
+    e
+}

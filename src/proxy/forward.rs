@@ -1,0 +1,80 @@
+//! On the way to a backend: its address, the head that it is sent, and what is noted of the connection.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use pingora::http::RequestHeader;
+use pingora::prelude::*;
+
+use super::Gateway;
+use crate::door::Ticket;
+use crate::refusal::Refusal;
+use crate::upstream::{catalogue, peer};
+use crate::wire::BodyRule;
+
+impl Gateway {
+    pub(super) async fn choose_peer(&self, exchange: &mut Ticket) -> Result<Box<HttpPeer>> {
+        let Some(lease) = &exchange.lease else {
+            return Error::e_explain(ErrorType::InternalError, "no lease"); // `admit` gives one or refuses
+        };
+        let addresses = lease.backend().addresses().await;
+        let Some(address) = addresses.ok().and_then(|all| all.get(exchange.attempts as usize % all.len()).copied())
+        else {
+            let url = lease.backend().url.to_string();
+            exchange.refusal =
+                Some(Refusal::backend_unreachable(&[&url]).because("the backend's name does not resolve"));
+            return Error::e_explain(ErrorType::ConnectError, "the name does not resolve");
+        };
+        let peer = peer::peer(lease.backend(), address);
+        exchange.attempts += 1;
+        Ok(Box::new(peer))
+    }
+
+    pub(super) fn note_connected(&self, exchange: &mut Ticket, reused: bool) {
+        self.site.ledger.metrics.upstream_connection(reused);
+        if let Some(lease) = &exchange.lease {
+            catalogue::note(lease.backend(), true, &self.site.ledger.metrics);
+        }
+    }
+
+    /// Nothing was sent, so the next of the backend's addresses may be tried.
+    pub(super) fn note_unreachable(&self, exchange: &mut Ticket, mut e: Box<Error>) -> Box<Error> {
+        let Some(lease) = &exchange.lease else { return e };
+        let backend = lease.backend();
+        let url = backend.url.to_string();
+        let known = backend.known_addresses();
+        e.set_retry((exchange.attempts as usize) < known);
+        if !e.retry() {
+            catalogue::note(backend, false, &self.site.ledger.metrics);
+        }
+        exchange.refusal = Some(Refusal::backend_unreachable(&[&url]));
+        e
+    }
+
+    pub(super) fn rewrite_request(&self, exchange: &mut Ticket, head: &mut RequestHeader) -> Result<()> {
+        let (Some(lease), Some(target)) = (&exchange.lease, &exchange.target) else {
+            return Error::e_explain(ErrorType::InternalError, "no lease"); // `admit` gives one or refuses
+        };
+        let held_bytes = match exchange.endpoint().map(|endpoint| endpoint.body()) {
+            Some(BodyRule::Json) => Some(exchange.body_bytes),
+            _ => None,
+        };
+        peer::rewrite_head(head, lease.backend(), target, exchange.query.as_deref(), &exchange.request_id, held_bytes)?;
+        exchange.refusal = None; // an earlier attempt's
+        exchange.dispatched.get_or_insert_with(Instant::now);
+        exchange.link.sent_upstream();
+        Ok(())
+    }
+
+    pub(super) fn bound_stream(&self, exchange: &mut Ticket, body: &Option<Bytes>) -> Result<()> {
+        if exchange.endpoint().map(|endpoint| endpoint.body()) != Some(BodyRule::Stream) {
+            return Ok(());
+        }
+        exchange.streamed_bytes += body.as_ref().map_or(0, Bytes::len) as u64;
+        if exchange.streamed_bytes > self.site.blob_bytes {
+            exchange.refusal = Some(Refusal::body_too_large(self.site.blob_bytes));
+            return Error::e_explain(ErrorType::Custom("Refused"), "the blob is too large");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! Assembly: a configuration becomes listeners, background tasks and a running proxy. The only place where everything meets.
+//!
+//! - [`assemble`]: keys, policy, agents and the rest of a [`Snapshot`], from the configuration.
+//! - [`listen`]: sockets of our own, so that a port that is taken is a message and not a panic.
+//! - [`lifecycle`]: signals, reload, drain.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use pingora::server::configuration::ServerConf;
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::Config;
+use crate::door::{Door, DoorSettings};
+use crate::identity::CAUSES;
+use crate::intake::{Intake, Memory};
+use crate::ledger::audit::AuditSettings;
+use crate::ledger::fold::FoldSettings;
+use crate::ledger::{Ledger, Metrics};
+use crate::operator::Operator;
+use crate::proxy::Gateway;
+use crate::route::RouteSettings;
+use crate::site::Site;
+use crate::upstream::client::Client;
+use crate::upstream::{Backend, Pool, catalogue};
+
+pub mod assemble;
+mod lifecycle;
+mod listen;
+
+/// Why the proxy did not start, or stopped.
+#[derive(Debug)]
+pub enum ServerError {
+    /// A setting, a key, a policy: exit code 78.
+    Configuration(String),
+    /// The machine: exit code 1.
+    Runtime(String),
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServerError::Configuration(what) | ServerError::Runtime(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for ServerError {}
+
+/// Where a started proxy listens, and what was made on its first start.
+pub struct Started {
+    pub public: SocketAddr,
+    pub operator: SocketAddr,
+    /// Ends the proxy as SIGTERM does.
+    pub stop: watch::Sender<bool>,
+}
+
+/// The runtime that everything runs on.
+pub fn runtime(config: &Config) -> Result<tokio::runtime::Runtime, ServerError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if config.threads > 0 {
+        builder.worker_threads(config.threads);
+    }
+    builder
+        .thread_name("proxy")
+        .enable_all()
+        .build()
+        .map_err(|e| ServerError::Runtime(format!("cannot start threads: {e}")))
+}
+
+/// Serves until SIGTERM, SIGINT or `Started::stop`. `ready` is called once both listeners are open.
+pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), ServerError> {
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), CAUSES));
+    let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
+    let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
+        .map_err(|e| ServerError::Runtime(e.to_string()))?;
+    let site = Arc::new(site(&config, snapshot, ledger));
+
+    let public = listen::bind(config.listen)?;
+    let operator = listen::bind(config.operator.listen)?;
+    let (stop, stopping) = watch::channel(false);
+    ready(Started {
+        public: public.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?,
+        operator: operator.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?,
+        stop: stop.clone(),
+    });
+
+    let gateway = Gateway { site: Arc::clone(&site) };
+    let proxy = pingora_proxy::http_proxy(&Arc::new(pingora_conf()), gateway);
+    let door = Door::new(proxy, door_settings(&config), Arc::clone(&site));
+    // Each side has its own signal: the operator's pages outlive the drain that they show.
+    let (close_public, public_closing) = watch::channel(false);
+    let (close_operator, operator_closing) = watch::channel(false);
+    tokio::spawn(listen::accept(public, Arc::new(door), public_closing));
+    tokio::spawn(listen::accept(operator, Arc::new(Operator::app(Arc::clone(&site))), operator_closing));
+    if !config.catalogue.refresh.is_zero() {
+        let (site, every) = (Arc::clone(&site), config.catalogue.refresh);
+        tokio::spawn(async move { catalogue::keep_fresh(&site.pool, &site.client, &site.ledger.metrics, every).await });
+    }
+    if !config.policy.reload.is_zero() {
+        tokio::spawn(lifecycle::watch_files(Arc::clone(&site), config.clone()));
+    }
+
+    lifecycle::until_asked_to_stop(stopping).await?;
+    lifecycle::drain(&site, config.shutdown.drain, close_public).await;
+    let _ = close_operator.send(true);
+    Ok(())
+}
+
+fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) -> Site {
+    let configured = &config.backend[0]; // the configuration refuses any other number than one
+    let backend = Backend::new(
+        configured.name.clone(),
+        configured.url.clone(),
+        configured.authorization(),
+        config.backend_timeouts.connect,
+        config.backend_timeouts.silence,
+    );
+    Site {
+        snapshot: ArcSwap::from_pointee(snapshot),
+        ledger,
+        live: Arc::default(),
+        pool: Pool::new(backend),
+        client: Client::default(),
+        intake: Intake {
+            limit_bytes: config.limits.body_bytes,
+            idle: config.limits.body_idle,
+            memory: Memory::new(config.limits.bodies_in_memory_bytes),
+        },
+        routes: RouteSettings { drop_in: config.routes.drop_in },
+        in_flight: config.limits.in_flight as u64,
+        blob_bytes: config.limits.blob_bytes,
+        list_bytes: config.limits.list_bytes,
+        include_usage: config.streaming.include_usage,
+        cloud_models: config.egress.cloud_models,
+        silence: config.backend_timeouts.silence,
+        hashing: Semaphore::new(2),
+        draining: AtomicBool::new(false),
+    }
+}
+
+fn audit_settings(config: &Config) -> AuditSettings {
+    AuditSettings {
+        file: Some(config.audit.dir.join("audit.jsonl")),
+        stdout: config.audit.stdout,
+        room_records: config.audit.room_records,
+        fold: FoldSettings { singles_per_address: config.audit.refusals_per_second, ..FoldSettings::default() },
+        ..AuditSettings::default()
+    }
+}
+
+fn door_settings(config: &Config) -> DoorSettings {
+    let limits = &config.limits;
+    DoorSettings {
+        head: limits.head_timeout,
+        head_bytes: limits.head_bytes,
+        keepalive: limits.keepalive,
+        reply_buffer_bytes: limits.reply_buffer_bytes,
+        stall: limits.slow_reader_stall,
+        stall_floor_bytes: limits.slow_reader_floor_bytes,
+        cancel_grace: config.streaming.cancel_grace,
+        linger: limits.linger,
+    }
+}
+
+/// What Pingora itself is told. Listeners, threads and signals are ours.
+fn pingora_conf() -> ServerConf {
+    ServerConf {
+        // Idle connections to the backend. Ollama closes none by itself; one per running request is the most there can be use for.
+        upstream_keepalive_pool_size: 512,
+        // Counts the first attempt too; every further one needs a reason (`proxy::failure`).
+        max_retries: 4,
+        ..ServerConf::default()
+    }
+}

@@ -1,0 +1,189 @@
+//! From the configuration to a [`Snapshot`]: keys, policy, agents. Whatever is wrong is one line that says what to do.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::config::{self, Config, Pem};
+use crate::identity::agents::Agents;
+use crate::identity::keys::KeySet;
+use crate::identity::{Algorithm, Issuer, SigningKey, Verifier, VerifierSettings};
+use crate::policy::{self, Policy};
+use crate::snapshot::Snapshot;
+
+/// The proxy's own signing key, in its state folder.
+pub const SIGNING_KEY: &str = "signing-key.pem";
+
+/// Everything from scratch: at the start.
+pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
+    let policy = load_policy(config)?;
+    let (verifier, issuer) = keys(config)?;
+    let agents = load_agents(config)?;
+    let jwk = issuer.as_ref().and_then(|issuer| issuer.key().public_jwk());
+    let jwks = serde_json::json!({ "keys": jwk.into_iter().collect::<Vec<_>>() }).to_string();
+    Ok(Snapshot {
+        verifier: Arc::new(verifier),
+        issuer: issuer.map(Arc::new),
+        agents: Arc::new(agents),
+        jwks: Bytes::from(jwks),
+        policy: Arc::new(policy),
+    })
+}
+
+/// The parts that are files which an operator edits while we run; the rest stays.
+pub fn reloaded(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
+    Ok(Snapshot {
+        verifier: Arc::clone(&last.verifier),
+        issuer: last.issuer.clone(),
+        jwks: last.jwks.clone(),
+        policy: Arc::new(load_policy(config)?),
+        agents: Arc::new(load_agents(config)?),
+    })
+}
+
+/// Of the policy folder and of the agents file.
+pub type Fingerprint = (Option<Option<policy::Fingerprint>>, Option<(std::time::SystemTime, u64)>);
+
+/// Changes when one of the files of [`reloaded`] does.
+pub fn fingerprint(config: &Config) -> Fingerprint {
+    let policy = (!config.policy.dir.as_os_str().is_empty()).then(|| policy::fingerprint(&config.policy.dir).ok());
+    let agents = std::fs::metadata(&config.identity.agents_file).ok();
+    (policy, agents.and_then(|file| Some((file.modified().ok()?, file.len()))))
+}
+
+pub fn policy_settings(config: &Config) -> policy::Settings {
+    policy::Settings {
+        builtin_errors: match config.policy.builtin_errors {
+            config::BuiltinErrors::Strict => policy::BuiltinErrors::Strict,
+            config::BuiltinErrors::Undefined => policy::BuiltinErrors::Undefined,
+        },
+        timeout_ms: u64::try_from(config.policy.timeout.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+pub fn load_policy(config: &Config) -> Result<Policy, String> {
+    let settings = policy_settings(config);
+    let dir = &config.policy.dir;
+    let policy = if dir.as_os_str().is_empty() {
+        Policy::embedded(&settings).map_err(in_words("the policy built into the program"))?
+    } else {
+        Policy::load(dir, &settings).map_err(in_words(&format!("policy folder {}", dir.display())))?
+    };
+    for warning in policy.warnings() {
+        log::warn!("policy: {warning}");
+    }
+    Ok(policy)
+}
+
+fn load_agents(config: &Config) -> Result<Agents, String> {
+    let path = &config.identity.agents_file;
+    if !path.exists() {
+        return Ok(Agents::default());
+    }
+    Agents::load(path).map_err(in_words(&path.display().to_string()))
+}
+
+/// What verifies tokens, and what signs them.
+pub fn keys(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
+    let identity = &config.identity;
+    let signing = signing_key(config)?;
+    let set = if let Some(pem) = &identity.public_key {
+        KeySet::from_pem(&read_pem(pem, "identity.public_key_file")?).map_err(in_words("identity.public_key_file"))?
+    } else if is_set(&identity.secret_file) {
+        let secret = read_private(&identity.secret_file)?;
+        KeySet::from_secret(trimmed(&secret)).map_err(in_words("identity.secret_file"))?
+    } else if is_set(&identity.jwks_file) {
+        let document =
+            std::fs::read(&identity.jwks_file).map_err(in_words(&identity.jwks_file.display().to_string()))?;
+        KeySet::from_jwks(&document).map_err(in_words("identity.jwks_file"))?
+    } else {
+        let own =
+            signing.as_ref().ok_or("no key verifies tokens; set identity.public_key_file, secret_file or jwks_file")?;
+        KeySet::new(vec![own.verification_key()]).map_err(in_words("the signing key"))?
+    };
+    if let Some(wanted) = identity.algorithm {
+        let wanted = algorithm(wanted);
+        if set.keys().iter().any(|key| key.algorithm() != wanted) {
+            return Err(format!(
+                "identity.algorithm is {}, and the key is of another; make them agree",
+                wanted.as_str()
+            ));
+        }
+    }
+    let verifier = Verifier::new(
+        set,
+        VerifierSettings {
+            issuer: identity.issuer.clone(),
+            audience: identity.audience.clone(),
+            leeway_s: identity.leeway.as_secs(),
+        },
+    );
+    let ttl_s = identity.token_ttl.as_secs() as i64;
+    let issuer =
+        signing.map(|key| Issuer::new(key, identity.issuer.clone(), ttl_s).with_audience(identity.audience.clone()));
+    Ok((verifier, issuer))
+}
+
+/// The key that signs: the configured one, the shared secret, or, where nothing else is configured, our own of the state folder.
+/// Only a public key or a key set: somebody else signs.
+fn signing_key(config: &Config) -> Result<Option<SigningKey>, String> {
+    let identity = &config.identity;
+    if let Some(pem) = &identity.private_key {
+        let pem = match pem {
+            Pem::File(path) => read_private(path)?,
+            Pem::Text(text) => text.expose().as_bytes().to_vec(),
+        };
+        return SigningKey::from_pem(&pem).map(Some).map_err(in_words("identity.private_key_file"));
+    }
+    if is_set(&identity.secret_file) {
+        let secret = read_private(&identity.secret_file)?;
+        return SigningKey::from_secret(trimmed(&secret)).map(Some).map_err(in_words("identity.secret_file"));
+    }
+    if identity.public_key.is_some() || is_set(&identity.jwks_file) {
+        return Ok(None);
+    }
+    let path = config.state_dir.join(SIGNING_KEY);
+    let algorithm = identity.algorithm.map_or(Algorithm::Rs256, algorithm);
+    SigningKey::load_or_create(&path, algorithm).map(Some).map_err(in_words(&path.display().to_string()))
+}
+
+fn algorithm(configured: config::Algorithm) -> Algorithm {
+    match configured {
+        config::Algorithm::Rs256 => Algorithm::Rs256,
+        config::Algorithm::Es256 => Algorithm::Es256,
+        config::Algorithm::EdDsa => Algorithm::EdDsa,
+        config::Algorithm::Hs256 => Algorithm::Hs256,
+    }
+}
+
+fn read_pem(pem: &Pem, what: &str) -> Result<Vec<u8>, String> {
+    match pem {
+        Pem::File(path) => std::fs::read(path).map_err(in_words(&format!("{what} ({})", path.display()))),
+        Pem::Text(text) => Ok(text.expose().as_bytes().to_vec()),
+    }
+}
+
+/// A file with a secret: nobody but its owner may read it.
+fn read_private(path: &Path) -> Result<Vec<u8>, String> {
+    match crate::identity::private_file::read(path, 0o077) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(format!("{} does not exist; create it or correct the path", path.display())),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// An editor's newline at the end is not part of a secret.
+fn trimmed(secret: &[u8]) -> &[u8] {
+    secret.trim_ascii_end()
+}
+
+fn is_set(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
+}
+
+fn in_words<E: Display>(what: &str) -> impl FnOnce(E) -> String {
+    let what = what.to_owned();
+    move |e| format!("{what}: {e}")
+}

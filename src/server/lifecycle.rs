@@ -1,0 +1,67 @@
+//! Signals, reload, drain. Pingora's own SIGTERM sleeps 300 s whatever happens, and tasks that it ends never settle (traps, Pingora 8).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{ServerError, assemble};
+use crate::config::Config;
+use crate::live::Cut;
+use crate::site::Site;
+
+/// After the cut: a stream needs no more than a moment to end with its error frame.
+const AFTER_CUT: Duration = Duration::from_secs(3);
+/// For the last records.
+const LAST_RECORDS: Duration = Duration::from_secs(5);
+
+pub async fn until_asked_to_stop(mut stop: watch::Receiver<bool>) -> Result<(), ServerError> {
+    let failed = |e: std::io::Error| ServerError::Runtime(format!("cannot listen for signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => log::info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => log::info!("SIGINT: stopping"),
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    Ok(())
+}
+
+/// No new connections; what runs may finish within `within`, then it is cut with an error frame; every record is written.
+pub async fn drain(site: &Site, within: Duration, close_public: watch::Sender<bool>) {
+    site.draining.store(true, Ordering::Relaxed);
+    let _ = close_public.send(true); // nobody listens: every connection is closed already
+    if tokio::time::timeout(within, site.live.emptied()).await.is_err() {
+        log::warn!("{} requests still run after {within:?}; they are cut", site.live.running());
+        site.live.cut_all(Cut::Shutdown);
+        let _ = tokio::time::timeout(AFTER_CUT, site.live.emptied()).await;
+    }
+    if let Err(e) = site.ledger.audit.flush(LAST_RECORDS).await {
+        log::error!("the last audit records may be missing: {}", e.as_str());
+    }
+}
+
+/// Looks for changes of the policy and the agents, and swaps them in: all or nothing. A broken change leaves what works.
+pub async fn watch_files(site: Arc<Site>, config: Config) {
+    let mut seen = assemble::fingerprint(&config);
+    loop {
+        tokio::time::sleep(config.policy.reload).await;
+        let now = assemble::fingerprint(&config);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match assemble::reloaded(&config, &site.snapshot.load()) {
+            Ok(snapshot) => {
+                log::info!("reloaded: policy revision {}", snapshot.policy.revision());
+                site.snapshot.store(Arc::new(snapshot));
+            }
+            Err(why) => {
+                site.ledger.metrics.policy_reload_failed();
+                log::error!("not reloaded, the last good one stays: {why}");
+            }
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Listening sockets of our own. Pingora's listeners panic when a port is taken, cannot say which port 0 became, and close only
+//! with the process.
+
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::apps::ServerApp;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+
+use super::ServerError;
+
+/// Connections that the kernel keeps until they are accepted: a burst of clients that reconnect.
+const BACKLOG: u32 = 4096;
+
+pub fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let bound = (|| {
+        let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+        socket.set_reuseaddr(true)?; // a restart need not wait for TIME_WAIT
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    })();
+    bound.map_err(|e| ServerError::Runtime(format!("cannot listen on {address}: {e}; is another process using it?")))
+}
+
+/// Accepts until `closing`; what runs goes on.
+pub async fn accept<A: ServerApp + Send + Sync + 'static>(
+    listener: TcpListener,
+    app: Arc<A>,
+    closing: watch::Receiver<bool>,
+) {
+    let mut stop = closing.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|closed| *closed) => return,
+        };
+        let (socket, _) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // Too many open files, mostly: it would fail again at once, so others get time to close theirs.
+                log::warn!("cannot accept a connection: {e}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let _ = socket.set_nodelay(true); // 40 ms steps are the classic fault of gateways (traps, Pingora 18)
+        let fd = socket.as_raw_fd();
+        let mut stream = L4Stream::from(socket);
+        stream.set_socket_digest(SocketDigest::from_raw_fd(fd));
+        let (app, closing) = (Arc::clone(&app), closing.clone());
+        tokio::spawn(async move {
+            let mut next: Option<Stream> = Some(Box::new(stream));
+            while let Some(stream) = next {
+                next = app.process_new(stream, &closing).await;
+            }
+        });
+    }
+}

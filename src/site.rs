@@ -1,0 +1,53 @@
+//! What all requests share: the settings in force, the ledger, the running exchanges, the backends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+
+use crate::intake::Intake;
+use crate::ledger::Ledger;
+use crate::live::Live;
+use crate::route::RouteSettings;
+use crate::snapshot::Snapshot;
+use crate::upstream::Pool;
+use crate::upstream::client::Client;
+
+pub struct Site {
+    pub snapshot: ArcSwap<Snapshot>,
+    pub ledger: Ledger,
+    pub live: Arc<Live>,
+    pub pool: Pool,
+    /// For requests of our own to a backend.
+    pub client: Client,
+    pub intake: Intake,
+    pub routes: RouteSettings,
+    /// Requests served at once.
+    pub in_flight: u64,
+    pub blob_bytes: u64,
+    /// Largest list of a backend.
+    pub list_bytes: usize,
+    /// Ask for the counts of `/v1` streams.
+    pub include_usage: bool,
+    /// Cloud models may pass.
+    pub cloud_models: bool,
+    /// How long a backend may be silent.
+    pub silence: Duration,
+    /// argon2 at once: each takes 19 MiB and some 20 ms of a core.
+    pub hashing: Semaphore,
+    /// Set once, when the process is asked to stop.
+    pub draining: AtomicBool,
+}
+
+impl Site {
+    /// From now on connections are closed after their reply, and `/readyz` says no.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}

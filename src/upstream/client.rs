@@ -1,0 +1,115 @@
+//! Requests of our own to a backend: the lists that are filtered before a client sees them, and the catalogue's look at it.
+//!
+//! Over Pingora's own connector, so that addresses, TLS and time limits are those of the requests that are passed on.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use pingora::connectors::http::Connector;
+use pingora::http::ResponseHeader;
+use pingora::prelude::*;
+
+use super::{Backend, peer};
+
+pub struct Client {
+    connector: Connector,
+}
+
+/// Why there is no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientError {
+    Unreachable,
+    Silent,
+    /// It broke off, answered garbage, or more than was asked for.
+    Broken(&'static str),
+}
+
+/// A whole reply.
+pub struct Reply {
+    pub head: ResponseHeader,
+    pub body: Bytes,
+    pub first_byte: Instant,
+    pub reused: bool,
+}
+
+impl Default for Client {
+    fn default() -> Client {
+        Client { connector: Connector::new(None) }
+    }
+}
+
+impl Client {
+    /// A GET whose reply is held, up to `limit_bytes`, and has come whole within `within`.
+    pub async fn get(
+        &self,
+        backend: &Backend,
+        target: &str,
+        query: Option<&str>,
+        request_id: &str,
+        limit_bytes: usize,
+        within: Duration,
+    ) -> Result<Reply, ClientError> {
+        let attempts = async {
+            loop {
+                match self.attempt(backend, target, query, request_id, limit_bytes).await {
+                    // A pooled connection that the backend has closed meanwhile; the next one is another, or new.
+                    Err((ClientError::Broken(_), true)) => continue,
+                    result => return result.map_err(|(e, _)| e),
+                }
+            }
+        };
+        tokio::time::timeout(within, attempts).await.unwrap_or(Err(ClientError::Silent))
+    }
+
+    /// One attempt. On an error: whether another may be better, since the connection was an old one.
+    async fn attempt(
+        &self,
+        backend: &Backend,
+        target: &str,
+        query: Option<&str>,
+        request_id: &str,
+        limit_bytes: usize,
+    ) -> Result<Reply, (ClientError, bool)> {
+        let addresses = backend.addresses().await.map_err(|_| (ClientError::Unreachable, false))?;
+        let mut connected = None;
+        for address in addresses {
+            let peer = peer::peer(backend, address);
+            if let Ok(session) = self.connector.get_http_session(&peer).await {
+                connected = Some((peer, session));
+                break;
+            }
+        }
+        let (peer, (mut session, reused)) = connected.ok_or((ClientError::Unreachable, false))?;
+        let read = async {
+            session.set_read_timeout(peer.options.read_timeout);
+            session.set_write_timeout(peer.options.write_timeout);
+            let head = peer::build(&Method::GET, backend, target, query, request_id)?;
+            session.write_request_header(Box::new(head)).await?;
+            session.finish_request_body().await?;
+            session.read_response_header().await?;
+            Ok::<_, Box<Error>>(Instant::now())
+        };
+        let first_byte = read.await.map_err(|e| (fault_of(&e), reused))?;
+        let Some(head) = session.response_header().cloned() else {
+            return Err((ClientError::Broken("no head"), false));
+        };
+        let mut body = BytesMut::new();
+        while let Some(bytes) = session.read_response_body().await.map_err(|e| (fault_of(&e), false))? {
+            if body.len() + bytes.len() > limit_bytes {
+                session.shutdown().await;
+                return Err((ClientError::Broken("the reply is larger than limits.list_bytes"), false));
+            }
+            body.extend_from_slice(&bytes);
+        }
+        self.connector.release_http_session(session, &peer, peer.options.idle_timeout).await;
+        Ok(Reply { head, body: body.freeze(), first_byte, reused })
+    }
+}
+
+fn fault_of(e: &Error) -> ClientError {
+    match e.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => ClientError::Silent,
+        _ => ClientError::Broken("the backend broke off"),
+    }
+}
