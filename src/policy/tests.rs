@@ -3,6 +3,9 @@
 use super::*;
 use crate::wire::Source;
 
+/// A busy machine must not fail a test that is not about time.
+const UNHURRIED: Settings = Settings { builtin_errors: BuiltinErrors::Strict, timeout_ms: 10_000 };
+
 const P: &str = "package behavry.authz\n";
 
 fn caller(roles: &[&str]) -> Caller {
@@ -39,7 +42,7 @@ fn list<'a>(caller: &'a Caller, ask: &'a Ask) -> Facts<'a> {
 }
 
 fn policy(rules: &str) -> Policy {
-    policy_with(rules, Settings::default())
+    policy_with(rules, UNHURRIED)
 }
 
 fn policy_with(rules: &str, settings: Settings) -> Policy {
@@ -50,7 +53,7 @@ fn policy_with(rules: &str, settings: Settings) -> Policy {
 }
 
 fn refused_at_load(files: &[(&str, &str)]) -> String {
-    match Policy::from_sources(files, &Settings::default()) {
+    match Policy::from_sources(files, &UNHURRIED) {
         Ok(_) => panic!("loaded"),
         Err(error) => error.to_string(),
     }
@@ -94,7 +97,7 @@ fn the_strings_of_a_deny_set_are_the_reasons() {
 #[test]
 fn reasons_are_bounded_in_count_and_length() {
     let policy = policy(
-        "deny contains sprintf(\"%d%s\", [i, concat(\"\", [x | numbers.range(1, 900)[_]; x := \"é\"])]) if some i in numbers.range(1, 99)",
+        "deny contains sprintf(\"%d%s\", [i, concat(\"\", [x | numbers.range(1, 300)[_]; x := \"é\"])]) if some i in numbers.range(1, 20)",
     );
     let reasons = denial(&policy, &[], None).2;
     assert_eq!(reasons.len(), 8);
@@ -168,7 +171,7 @@ fn allow_is_declared_wherever_it_is_written() {
         "package behavry.authz.decision\nresult := \"allow\" if input.model == \"x\"\n",
         "package behavry.authz\ndecision.result := \"allow\" if input.model == \"x\"\n",
     ] {
-        let policy = Policy::from_sources(&[("a.rego", deny), ("b.rego", other)], &Settings::default()).expect(other);
+        let policy = Policy::from_sources(&[("a.rego", deny), ("b.rego", other)], &UNHURRIED).expect(other);
         assert!(decide(&policy, &[], Some("x")).is_ok(), "{other}");
         assert!(decide(&policy, &[], Some("y")).is_err(), "{other}");
     }
@@ -213,7 +216,7 @@ fn an_evaluation_error_refuses_with_file_and_line_and_without_policy_text() {
 
 #[test]
 fn undefined_builtin_errors_do_not_fire_as_in_opa() {
-    let settings = Settings { builtin_errors: BuiltinErrors::Undefined, ..Settings::default() };
+    let settings = Settings { builtin_errors: BuiltinErrors::Undefined, ..UNHURRIED };
     let policy = policy_with("deny if startswith(input.model, \"a\")", settings);
     assert!(decide(&policy, &[], None).is_ok());
     assert!(decide(&policy, &[], Some("abc")).is_err());
@@ -222,19 +225,19 @@ fn undefined_builtin_errors_do_not_fire_as_in_opa() {
 
 #[test]
 fn a_runaway_rule_is_stopped_and_refuses() {
-    let settings = Settings { timeout_ms: 30, ..Settings::default() };
+    let settings = Settings { timeout_ms: 700, ..UNHURRIED };
     let rules = "deny if { input.model == \"x\"; r := numbers.range(1, 3000); count([1 | some a in r; some b in r; a == b; a < 0]) > 0 }";
     let policy = policy_with(rules, settings);
     assert!(decide(&policy, &[], Some("y")).is_ok());
     let started = Instant::now();
     let (kind, _, reasons) = denial(&policy, &["a", "b", "c", "d", "e", "f", "g", "h"], Some("x"));
-    assert_eq!((kind, reasons), (DenialKind::Error, vec!["the policy took longer than 30 ms".to_owned()]));
-    assert!(started.elapsed() < Duration::from_secs(2), "one limit for all roles");
+    assert_eq!((kind, reasons), (DenialKind::Error, vec!["the policy took longer than 700 ms".to_owned()]));
+    assert!(started.elapsed() < Duration::from_secs(5), "one limit for all roles");
 }
 
 #[test]
 fn a_batch_of_a_list_costs_one_timeout_at_most() {
-    let settings = Settings { timeout_ms: 30, ..Settings::default() };
+    let settings = Settings { timeout_ms: 200, ..UNHURRIED };
     let rules = "deny if { startswith(input.model_ref.raw, \"slow\"); r := numbers.range(1, 3000); count([1 | some a in r; some b in r; a == b; a < 0]) > 0 }";
     let policy = policy_with(&rules.replace("startswith(", "input.model != null; startswith("), settings);
     let names: Vec<String> = (0..64).map(|i| if i == 0 { "fast".to_owned() } else { format!("slow{i}") }).collect();
@@ -243,7 +246,7 @@ fn a_batch_of_a_list_costs_one_timeout_at_most() {
     let (caller, ask) = (caller(&[]), ask(None));
     let shown = policy.shows(&list(&caller, &ask), &names);
     assert!(shown[0] && shown[1..].iter().all(|shown| !shown));
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 // Roles and models.
@@ -330,7 +333,7 @@ const SEED: &str = include_str!("../../policies/examples/seed.rego");
 
 #[test]
 fn the_seeds_policy_lists_the_approved_models_and_denies_null() {
-    let policy = Policy::from_sources(&[("seed.rego", SEED)], &Settings::default()).expect("the seed loads");
+    let policy = Policy::from_sources(&[("seed.rego", SEED)], &UNHURRIED).expect("the seed loads");
     let (caller, ask) = (caller(&["internal"]), ask(None));
     let facts = list(&caller, &ask);
     let opened = policy.open_list(&facts).expect("a list");
@@ -342,7 +345,7 @@ fn the_seeds_policy_lists_the_approved_models_and_denies_null() {
 
 #[test]
 fn an_external_agent_is_shown_nothing_by_the_seeds_policy() {
-    let policy = Policy::from_sources(&[("seed.rego", SEED)], &Settings::default()).expect("the seed loads");
+    let policy = Policy::from_sources(&[("seed.rego", SEED)], &UNHURRIED).expect("the seed loads");
     let (caller, ask) = (caller(&["external"]), ask(None));
     assert_eq!(policy.shows(&list(&caller, &ask), &["llama3.2", "mistral"]), [false, false]);
 }
@@ -443,7 +446,7 @@ fn a_v0_file_is_read_as_v0_with_a_warning_beside_v1_files() {
         ("a.rego", "package behavry.authz\ndeny contains \"v1\" if input.model == \"a\"\n"),
         ("b.rego", "package behavry.authz\ndeny[msg] { input.model == \"b\"; msg := \"v0\" }\n"),
     ];
-    let policy = Policy::from_sources(&files, &Settings::default()).expect("loads");
+    let policy = Policy::from_sources(&files, &UNHURRIED).expect("loads");
     assert_eq!(policy.warnings().len(), 1);
     assert!(policy.warnings()[0].starts_with("b.rego: read as Rego v0"), "{:?}", policy.warnings());
     assert_eq!(denial(&policy, &[], Some("a")).2, ["v1"]);
@@ -522,7 +525,7 @@ fn deep_nesting_is_refused_before_it_hangs_the_parser() {
     let error = refused_at_load(&[("a.rego", &text)]);
     assert!(error.starts_with("a.rego:2: brackets"), "{error}");
     let harmless = format!("{P}# {0}\nx := \"\\\"{0}\"\ny := `{0}`\ndeny if {{ x == y }}\n", "[".repeat(200));
-    assert!(Policy::from_sources(&[("a.rego", &harmless)], &Settings::default()).is_ok());
+    assert!(Policy::from_sources(&[("a.rego", &harmless)], &UNHURRIED).is_ok());
 }
 
 #[test]
@@ -535,7 +538,7 @@ fn a_package_that_decides_nothing_is_refused() {
 #[test]
 fn an_empty_or_missing_or_broken_folder_is_refused() {
     let dir = temp_dir("empty");
-    let load = |dir: &Path| Policy::load(dir, &Settings::default()).map(drop).map_err(|e| e.to_string());
+    let load = |dir: &Path| Policy::load(dir, &UNHURRIED).map(drop).map_err(|e| e.to_string());
     assert!(load(&dir).expect_err("empty").contains("has no policy"));
     std::fs::write(dir.join("authz_test.rego"), "package t\n").expect("writable");
     assert!(load(&dir).expect_err("tests only").contains("has no policy"));
@@ -564,7 +567,7 @@ fn a_folder_gives_rules_and_data_of_its_folders_but_not_hidden_ones_and_examples
     write("examples/b.rego", "package behavry.authz\nallow := true\n");
     write("more.yaml", "a: b");
     let before = fingerprint(&dir).expect("readable");
-    let policy = Policy::load(&dir, &Settings::default()).expect("loads");
+    let policy = Policy::load(&dir, &UNHURRIED).expect("loads");
     assert!(decide(&policy, &[], Some("x")).is_ok() && decide(&policy, &[], Some("y")).is_ok());
     assert!(decide(&policy, &[], Some("z")).is_err());
     assert_eq!(policy.warnings(), ["more.yaml is not read: data must be JSON"]);
@@ -573,12 +576,12 @@ fn a_folder_gives_rules_and_data_of_its_folders_but_not_hidden_ones_and_examples
     assert_eq!(fingerprint(&dir).expect("readable"), before);
     write("data.json", "{\"top\": [\"z\"]}");
     assert_ne!(fingerprint(&dir).expect("readable"), before, "same size, other text");
-    let changed = Policy::load(&dir, &Settings::default()).expect("loads");
+    let changed = Policy::load(&dir, &UNHURRIED).expect("loads");
     assert_ne!(changed.revision(), policy.revision());
     assert!(decide(&changed, &[], Some("z")).is_ok());
 
     write("data.json", "{\n\"top\": nothing}");
-    let error = Policy::load(&dir, &Settings::default()).expect_err("broken").to_string();
+    let error = Policy::load(&dir, &UNHURRIED).expect_err("broken").to_string();
     assert!(error.starts_with("data.json:2: not JSON"), "{error}");
     std::fs::remove_dir_all(&dir).expect("ours");
 }
@@ -592,7 +595,7 @@ fn a_linked_file_is_followed_and_a_pipe_or_linked_folder_is_not() {
     std::os::unix::fs::symlink("..data/a.rego", dir.join("a.rego")).expect("writable");
     std::os::unix::fs::symlink(".", dir.join("loop")).expect("writable");
     std::os::unix::fs::symlink("/dev/zero", dir.join("endless.rego")).expect("writable");
-    assert!(Policy::load(&dir, &Settings::default()).is_ok());
+    assert!(Policy::load(&dir, &UNHURRIED).is_ok());
     std::fs::remove_dir_all(&dir).expect("ours");
 }
 
@@ -611,7 +614,7 @@ fn data_may_not_take_the_place_of_rules() {
 
 #[test]
 fn the_embedded_policy_serves_a_new_user() {
-    let policy = Policy::embedded(&Settings::default()).expect("it loads");
+    let policy = Policy::embedded(&UNHURRIED).expect("it loads");
     assert_eq!(policy.warnings(), [""; 0]);
     assert!(decide(&policy, &[], Some("llama3.2")).is_ok());
     assert!(decide(&policy, &["internal"], Some("anything:7b")).is_ok());
@@ -645,7 +648,7 @@ fn the_embedded_policy_serves_a_new_user() {
 fn the_shipped_policies_pass_their_own_tests() {
     let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
     for (dir, at_least) in [(policies.clone(), 12), (policies.join("examples"), 7)] {
-        let report = testing::run(&dir, &Settings::default()).expect("it loads");
+        let report = testing::run(&dir, &UNHURRIED).expect("it loads");
         assert!(report.passed(), "{report:?}");
         assert!(report.count(&testing::TestOutcome::Passed) >= at_least, "{report:?}");
         assert_eq!(report.warnings, [""; 0]);
@@ -670,7 +673,7 @@ fn policy_tests_pass_fail_err_and_are_skipped() {
         ("a_test.rego", tests),
     ];
     let bundle = Bundle::from_sources(&files).expect("a bundle");
-    let report = testing::run_bundle(&bundle, &Settings::default()).expect("it loads");
+    let report = testing::run_bundle(&bundle, &UNHURRIED).expect("it loads");
     let outcomes: Vec<_> =
         report.results.iter().map(|r| (r.line, r.name.trim_start_matches("data.t."), &r.outcome)).collect();
     assert_eq!(outcomes[0], (3, "test_pass", &Passed));
