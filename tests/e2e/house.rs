@@ -1,0 +1,251 @@
+//! A proxy of one's own: the built program, on free ports, with its own folders, a simulator behind it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use behavry_ollama_proxy::identity::issuer::Claims;
+use behavry_ollama_proxy::identity::{Issuer, SigningKey};
+use behavry_ollama_proxy::simulator::{Simulator, SimulatorOptions};
+use serde_json::Value;
+
+use crate::client::{Reply, Request};
+
+/// No test waits longer for anything; a machine under load may be slow, and a deadline decides no test but by never coming.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+const KEY: &[u8] = include_bytes!("../fixtures/keys/ed25519.private.pem");
+
+/// What differs from an ordinary proxy.
+pub struct Plan {
+    pub simulator: SimulatorOptions,
+    /// Lines for the configuration file, such as `[limits]\nbody_bytes = 1000`.
+    pub config: String,
+    pub env: Vec<(String, String)>,
+    /// Policy files by name; none: the policy built into the program.
+    pub policy: Vec<(&'static str, String)>,
+    /// Instead of the simulator's.
+    pub backend: Option<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            simulator: SimulatorOptions::for_tests(),
+            config: String::new(),
+            env: Vec::new(),
+            policy: Vec::new(),
+            backend: None,
+        }
+    }
+}
+
+pub struct House {
+    pub simulator: Simulator,
+    pub public: SocketAddr,
+    pub operator: SocketAddr,
+    pub dir: tempfile::TempDir,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    issuer: Issuer,
+}
+
+impl House {
+    /// An ordinary proxy.
+    pub async fn open() -> House {
+        House::with(Plan::default()).await
+    }
+
+    pub async fn with(plan: Plan) -> House {
+        let simulator = Simulator::start(plan.simulator.clone()).await.expect("the simulator listens");
+        let dir = tempfile::tempdir().expect("a folder");
+        let config = dir.path().join("proxy.toml");
+        // The catalogue's own requests would be counted among the simulator's; tests that want it turn it on.
+        let catalogue = if plan.config.contains("[catalogue]") { "" } else { "\n[catalogue]\nrefresh_s = 0\n" };
+        std::fs::write(&config, format!("{}\n{catalogue}", plan.config)).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_behavry-ollama-proxy"));
+        command
+            .arg("serve")
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("BEHAVRY_CONFIG", &config)
+            .env("BEHAVRY_LISTEN", "127.0.0.1:0")
+            .env("BEHAVRY_OPERATOR_LISTEN", "127.0.0.1:0")
+            .env("BEHAVRY_STATE_DIR", dir.path().join("state"))
+            .env("BEHAVRY_OLLAMA_URL", plan.backend.clone().unwrap_or_else(|| simulator.url()))
+            .env("BEHAVRY_JWT_PRIVATE_KEY", String::from_utf8_lossy(KEY).as_ref())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if !plan.policy.is_empty() {
+            let policies = dir.path().join("policies");
+            std::fs::create_dir(&policies).expect("a folder");
+            for (name, text) in &plan.policy {
+                std::fs::write(policies.join(name), text).expect("written");
+            }
+            command.env("BEHAVRY_POLICY_DIR", &policies);
+        }
+        command.envs(plan.env.iter().map(|(name, value)| (name, value)));
+        let mut child = command.spawn().expect("the program starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        keep_reading(child.stdout.take().expect("piped"), Arc::clone(&log), |_| {});
+        let (told, ready) = std::sync::mpsc::channel();
+        keep_reading(child.stderr.take().expect("piped"), Arc::clone(&log), move |line| {
+            if let Some((_, address)) = line.split_once("listening on http://") {
+                let _ = told
+                    .send((line.starts_with("operator"), address.trim().parse::<SocketAddr>().expect("an address")));
+            }
+        });
+        let (mut public, mut operator) = (None, None);
+        while public.is_none() || operator.is_none() {
+            match ready.recv_timeout(PATIENCE) {
+                Ok((true, address)) => operator = Some(address),
+                Ok((false, address)) => public = Some(address),
+                Err(_) => panic!("the proxy did not start:\n{}", log.lock().expect("not poisoned")),
+            }
+        }
+        let key = SigningKey::from_pem(KEY).expect("a good key");
+        House {
+            simulator,
+            public: public.expect("seen"),
+            operator: operator.expect("seen"),
+            dir,
+            child,
+            log,
+            issuer: Issuer::new(key, "behavry", 3600),
+        }
+    }
+
+    /// A token that may read and infer.
+    pub fn token(&self) -> String {
+        self.token_with(&[], &["web:read", "web:write"])
+    }
+
+    pub fn token_with(&self, roles: &[&str], permissions: &[&str]) -> String {
+        self.mint(Claims {
+            sub: "tester".to_owned(),
+            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            permissions: permissions.iter().map(|permission| (*permission).to_owned()).collect(),
+            ..Claims::default()
+        })
+    }
+
+    pub fn mint(&self, claims: Claims) -> String {
+        let now_s = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
+        self.issuer.mint(&claims, now_s).expect("good claims").0
+    }
+
+    /// Sends one request over a connection of its own and reads the whole reply.
+    pub async fn send(&self, request: Request) -> Reply {
+        request.send(self.public).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        self.send(Request::post(path, body).bearer(&self.token())).await
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        self.send(Request::get(path).bearer(&self.token())).await
+    }
+
+    pub async fn metrics(&self) -> String {
+        Request::get("/metrics").send(self.operator).await.text()
+    }
+
+    pub fn audit_file(&self) -> PathBuf {
+        self.dir.path().join("state/audit/audit.jsonl")
+    }
+
+    /// Every record so far.
+    pub fn records(&self) -> Vec<Value> {
+        read_records(&self.audit_file())
+    }
+
+    /// The records of one request, once its final one is there.
+    pub async fn records_of(&self, request_id: &str) -> Vec<Value> {
+        let file = self.audit_file();
+        wait_until(&format!("the final record of {request_id}"), || {
+            let records = read_records(&file);
+            let ours: Vec<Value> =
+                records.into_iter().filter(|record| record["extra"]["request_id"] == *request_id).collect();
+            ours.iter().any(|record| record["extra"]["phase"] == "final").then_some(ours)
+        })
+        .await
+    }
+
+    /// The final record of one request.
+    pub async fn final_of(&self, request_id: &str) -> Value {
+        let records = self.records_of(request_id).await;
+        let finals: Vec<&Value> = records.iter().filter(|record| record["extra"]["phase"] == "final").collect();
+        assert_eq!(finals.len(), 1, "exactly one final record");
+        finals[0].clone()
+    }
+
+    /// What the program printed so far, on both streams.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("not poisoned").clone()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the child is ours and not yet waited for, so its number is not another's.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    /// Waits for the program's end.
+    pub async fn exit(&mut self) -> std::process::ExitStatus {
+        let child = &mut self.child;
+        wait_until("the program's end", || child.try_wait().expect("waited for")).await
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn read_records(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    // The last line may be half written at this moment.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: a line that is no JSON")))
+        .collect()
+}
+
+/// Polls for what no event tells; the pause between looks is not a measure of anything.
+pub async fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "{what} did not come");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A pipe that nobody reads would stop the program.
+fn keep_reading(
+    pipe: impl Read + Send + 'static,
+    log: Arc<Mutex<String>>,
+    mut each: impl FnMut(&str) + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            each(&line);
+            let mut log = log.lock().expect("not poisoned");
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+}
