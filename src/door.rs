@@ -108,7 +108,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
             site.ledger.metrics.request_began(),
         ));
         let link = Arc::new(Link::new(exchange));
-        let presence = self.site.live.enter(&link);
+        let presence = self.site.live.enter(&link.signal);
         let downstream = Downstream::new(session, Arc::clone(&link), Arc::clone(&self.settings));
         let hooks = self.proxy.process_new_http(ServerSession::new_custom(Box::new(downstream)), shutdown);
         // Whatever happens in there, `Downstream::drop` leaves the session in the link and `Ticket::drop` the exchange.

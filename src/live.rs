@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
 
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::door::Link;
 use crate::ledger::Outcome;
 use crate::refusal::Refusal;
 
@@ -31,22 +32,58 @@ impl Cut {
     }
 }
 
+/// How a running exchange is told that it has to end: set from any thread, heard by the task that serves it.
+#[derive(Default)]
+pub struct Signal {
+    cut: Mutex<Option<Cut>>,
+    /// The task was not told yet.
+    pending: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Signal {
+    /// Ends the exchange now, with an error frame if its reply has begun. The first reason stays.
+    pub fn cut(&self, why: Cut) {
+        self.cut.lock().get_or_insert(why);
+        self.pending.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    pub fn reason(&self) -> Option<Cut> {
+        *self.cut.lock()
+    }
+
+    /// The task is told once: an answer may then still be written.
+    pub fn take(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) && self.pending.swap(false, Ordering::SeqCst)
+    }
+
+    /// The task waits; `waker` is woken by a cut, and by [`Signal::wake`].
+    pub fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+}
+
 /// Spread over shards, so that the workers do not meet at one lock for every request.
 const SHARDS: usize = 16;
 
 #[derive(Default)]
 pub struct Live {
     next: AtomicU64,
-    shards: [Mutex<HashMap<u64, Arc<Link>>>; SHARDS],
+    shards: [Mutex<HashMap<u64, Arc<Signal>>>; SHARDS],
     running: AtomicU64,
     left: Notify,
 }
 
 impl Live {
     /// Registers an exchange until the guard is dropped.
-    pub fn enter(self: &Arc<Self>, link: &Arc<Link>) -> Presence {
+    pub fn enter(self: &Arc<Self>, signal: &Arc<Signal>) -> Presence {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.shard(id).lock().insert(id, Arc::clone(link));
+        self.shard(id).lock().insert(id, Arc::clone(signal));
         self.running.fetch_add(1, Ordering::Relaxed);
         Presence { live: Arc::clone(self), id }
     }
@@ -58,8 +95,8 @@ impl Live {
     /// Ends every running exchange.
     pub fn cut_all(&self, why: Cut) {
         for shard in &self.shards {
-            for link in shard.lock().values() {
-                link.cut(why);
+            for signal in shard.lock().values() {
+                signal.cut(why);
             }
         }
     }
@@ -75,7 +112,7 @@ impl Live {
         }
     }
 
-    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Arc<Link>>> {
+    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Arc<Signal>>> {
         &self.shards[id as usize % SHARDS]
     }
 }

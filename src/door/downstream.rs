@@ -195,8 +195,8 @@ impl CustomSession for Downstream {
         let Self { out, link, .. } = self;
         let mut read = pin!(out.as_mut().expect("present until dropped").session.read_request_body());
         poll_fn(|cx| {
-            link.waker.register(cx.waker());
-            if link.take_cut() {
+            link.signal.register(cx.waker());
+            if link.signal.take() {
                 return Poll::Ready(Err(cut_error()));
             }
             read.as_mut().poll(cx)
@@ -237,8 +237,8 @@ impl CustomSession for Downstream {
         let Self { out, link, settings, .. } = self;
         let out = out.as_mut().expect("present until dropped");
         let read = poll_fn(|cx| {
-            link.waker.register(cx.waker());
-            if link.take_cut() {
+            link.signal.register(cx.waker());
+            if link.signal.take() {
                 return Poll::Ready(Err(cut_error()));
             }
             if out.pending() {
@@ -379,6 +379,6 @@ impl Drop for Piece {
         // A piece of an earlier attempt does not count: it may linger in a backend's queue.
         let _ =
             self.link.flying.fetch_update(SeqCst, SeqCst, |flying| (flying >> 8 == self.attempt).then(|| flying - 1));
-        self.link.waker.wake();
+        self.link.signal.wake();
     }
 }

@@ -31,7 +31,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
         let Some(mut out) = link.left.lock().take() else {
             return (None, Ending { panicked, ..Ending::default() });
         };
-        let mut ending = Ending { panicked, cut: link.cut_reason(), ..Ending::default() };
+        let mut ending = Ending { panicked, cut: link.signal.reason(), ..Ending::default() };
         ending.bytes_in = out.session.body_bytes_read() as u64;
         let next = self.complete(link, &mut out, &mut ending).await;
         ending.bytes_out = out.sent_bytes() as u64;

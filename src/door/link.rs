@@ -9,12 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::outgoing::Outgoing;
 use crate::exchange::Exchange;
-use crate::live::Cut;
+use crate::live::Signal;
 use crate::refusal::Refusal;
 use crate::wire::Dialect;
 
@@ -23,13 +22,10 @@ pub struct Link {
     exchange: Mutex<Option<Box<Exchange>>>,
     /// The request body to replay, set by the intake.
     body: Mutex<Option<Bytes>>,
-    cut: Mutex<Option<Cut>>,
-    /// A cut that the proxy's task has not been told of yet.
-    cut_pending: AtomicBool,
+    /// A cut from outside; its waker is that of the proxy's task, waiting in `read_body_or_idle` or behind a full buffer.
+    pub signal: Arc<Signal>,
     /// Answer with `Connection: close`.
     close: AtomicBool,
-    /// The proxy's task, waiting in `read_body_or_idle` or behind a full buffer.
-    pub(super) waker: AtomicWaker,
     /// Attempt << 8 | pieces of the request body handed out and not yet written to the backend.
     pub(super) flying: AtomicUsize,
     /// Milliseconds after `born` at which the request was last sent to a backend; 0: not yet.
@@ -48,10 +44,8 @@ impl Link {
         Link {
             exchange: Mutex::new(Some(exchange)),
             body: Mutex::default(),
-            cut: Mutex::default(),
-            cut_pending: AtomicBool::new(false),
+            signal: Arc::default(),
             close: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
             flying: AtomicUsize::new(0),
             sent_ms: AtomicU64::new(0),
             born: Instant::now(),
@@ -66,22 +60,6 @@ impl Link {
 
     pub(super) fn take_body(&self) -> Option<Bytes> {
         self.body.lock().take()
-    }
-
-    /// Ends the exchange now, with an error frame if its reply has begun. From any thread; the first reason stays.
-    pub fn cut(&self, why: Cut) {
-        self.cut.lock().get_or_insert(why);
-        self.cut_pending.store(true, SeqCst);
-        self.waker.wake();
-    }
-
-    pub fn cut_reason(&self) -> Option<Cut> {
-        *self.cut.lock()
-    }
-
-    /// The proxy's task is told once: its `fail_to_proxy` may then still write an answer.
-    pub(super) fn take_cut(&self) -> bool {
-        self.cut_pending.load(SeqCst) && self.cut_pending.swap(false, SeqCst)
     }
 
     /// `Session::set_keepalive(None)` is a no-op on a custom session: call this before the answer instead.

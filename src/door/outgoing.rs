@@ -286,8 +286,8 @@ impl Outgoing {
     ) -> Result<()> {
         poll_fn(|cx| {
             if let Some(link) = link {
-                link.waker.register(cx.waker());
-                if link.take_cut() {
+                link.signal.register(cx.waker());
+                if link.signal.take() {
                     return Poll::Ready(Err(cut_error()));
                 }
             }

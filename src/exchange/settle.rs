@@ -82,6 +82,7 @@ impl Exchange {
             filters: ask.map(|_| self.filters.as_slice()),
             backend: self.lease.as_ref().map(|lease| lease.backend().name.as_str()),
             retries: (self.attempts > 0).then(|| self.attempts - 1),
+            queue_ms: self.lease.as_ref().map(|_| 0), // nothing waits for a single backend
             upstream_status: self.upstream_status,
             ..Entry::default()
         }

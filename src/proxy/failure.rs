@@ -32,7 +32,7 @@ impl Gateway {
     /// `None`: the client is gone, or does not read, and is told nothing.
     fn refusal_for(&self, exchange: &mut Ticket, e: &Error) -> Option<Refusal> {
         if *e.etype() == CUT {
-            return exchange.link.cut_reason().map(|cut| cut.refusal());
+            return exchange.link.signal.reason().map(|cut| cut.refusal());
         }
         if let Some(refusal) = exchange.refusal.take() {
             return Some(refusal);
