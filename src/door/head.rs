@@ -51,14 +51,14 @@ pub async fn read_head(
             // Empty lines before a request line are to be ignored (RFC 9112, section 2.2).
             let _ = buffer.split_to(2);
         }
-        if let Some(at) = buffer[searched..].windows(4).position(|w| w == b"\r\n\r\n") {
+        if let Some(at) = memchr::memmem::find(&buffer[searched..], b"\r\n\r\n") {
             let length = searched + at + 4;
             return if length <= settings.head_bytes { Ok(length) } else { Err(HeadFault::TooLarge) };
         }
         if buffer.len() > settings.head_bytes {
             return Err(HeadFault::TooLarge);
         }
-        if buffer[searched..].windows(2).any(|w| w == b"\n\n") {
+        if memchr::memmem::find(&buffer[searched..], b"\n\n").is_some() {
             return Err(HeadFault::Malformed("bare_lf"));
         }
         searched = buffer.len().saturating_sub(3);
@@ -96,15 +96,19 @@ pub async fn is_h2_preface(stream: &mut Stream) -> std::io::Result<bool> {
 pub fn judge(raw: &[u8]) -> Result<(), &'static str> {
     let (mut lengths, mut encodings, mut hosts) = (0, 0, 0);
     let mut is_1_1 = false;
-    for (number, line) in raw.split(|byte| *byte == b'\n').enumerate() {
-        if line.is_empty() {
-            continue; // behind the last line
-        }
+    let mut start = 0;
+    for (number, end) in memchr::memchr_iter(b'\n', raw).enumerate() {
+        let line = &raw[start..end];
+        start = end + 1;
         let Some(line) = line.strip_suffix(b"\r") else {
             return Err("bare_lf");
         };
-        if line.iter().any(|byte| matches!(byte, b'\r' | 0)) {
-            return Err("cr_or_nul_in_head");
+        if !line.iter().all(|byte| PLAIN[usize::from(*byte)]) {
+            return Err(match line.iter().any(|byte| matches!(byte, b'\r' | 0)) {
+                true => "cr_or_nul_in_head",
+                false if number == 0 => "target",
+                false => "control_in_header",
+            });
         }
         if number == 0 {
             is_1_1 = request_line(line)?;
@@ -116,7 +120,7 @@ pub fn judge(raw: &[u8]) -> Result<(), &'static str> {
         if matches!(line[0], b' ' | b'\t') {
             return Err("folded_header");
         }
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+        let Some(colon) = memchr::memchr(b':', line) else {
             return Err("header_without_colon");
         };
         let name = &line[..colon];
@@ -124,9 +128,6 @@ pub fn judge(raw: &[u8]) -> Result<(), &'static str> {
             return Err("header_name");
         }
         let value = line[colon + 1..].trim_ascii();
-        if value.iter().any(|byte| (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f) {
-            return Err("control_in_header");
-        }
         if name.eq_ignore_ascii_case(b"content-length") {
             lengths += 1;
             if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
@@ -152,6 +153,18 @@ pub fn judge(raw: &[u8]) -> Result<(), &'static str> {
     }
     Ok(())
 }
+
+/// What a line may hold: anything but control characters, the tab aside. A table, because every byte of every head is looked at.
+static PLAIN: [bool; 256] = {
+    let mut plain = [true; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        plain[byte] = byte == b'\t' as usize;
+        byte += 1;
+    }
+    plain[0x7f] = false;
+    plain
+};
 
 /// `METHOD SP target SP HTTP/1.x`, single spaces, visible ASCII only. Whether it is HTTP/1.1.
 fn request_line(line: &[u8]) -> Result<bool, &'static str> {

@@ -175,7 +175,9 @@ type Done = Result<(After, Ending), Gone>;
 impl Exchange<'_> {
     async fn run(mut self, reused: bool) -> Done {
         let head = self.head;
-        let met = meet(&head.method, &head.target, head.header("host"), head.header("origin"));
+        // Ollama lets an empty host pass, so nothing is checked with it.
+        let host = if self.shared.options.any_host { Some("") } else { head.header("host") };
+        let met = meet(&head.method, &head.target, host, head.header("origin"));
         let infers = met.as_ref().is_ok_and(|met| met.route.infers());
         self.fault = self.shared.take_fault(infers, reused);
         if self.fault == Some(Fault::ClosesOnReuse) {

@@ -71,6 +71,10 @@ pub struct SimulatorOptions {
     #[arg(long)]
     pub fault_everywhere: bool,
 
+    /// Answer to any `Host`, as an Ollama does that is bound to 0.0.0.0. On loopback Ollama answers 403 to a foreign one.
+    #[arg(long)]
+    pub any_host: bool,
+
     /// Worker threads (`run_blocking` only); 0 is one for each core, 1 keeps everything on one thread.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
@@ -97,6 +101,7 @@ impl Default for SimulatorOptions {
             wire: WireForm::Current,
             fault: None,
             fault_everywhere: false,
+            any_host: false,
             threads: 1,
             witnesses: 0,
             keep_body_bytes: 0,
