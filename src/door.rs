@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - [`head`]: one request head and its judgement.
+//! - [`chunks`]: a chunked body's framing, judged as it comes.
 //! - [`link`]: what door and hooks say to each other: the exchange, the body to replay, a cut.
 //! - [`downstream`]: the session that `HttpProxy` sees.
 //! - [`outgoing`]: what is still to be written, bounded.
@@ -30,15 +31,18 @@ use pingora::server::ShutdownWatch;
 use pingora::time::timeout;
 use tokio::time::Instant;
 
+mod chunks;
 mod downstream;
 mod finish;
 mod head;
 mod link;
 mod outgoing;
 
+pub use chunks::is_bad_framing;
 pub use link::{Link, Ticket};
 pub use outgoing::{CUT, SLOW_READER};
 
+use self::chunks::Judged;
 use self::downstream::Downstream;
 use self::head::HeadFault;
 use crate::exchange::Exchange;
@@ -149,10 +153,17 @@ impl<P: HttpServerApp + Send + Sync + 'static> ServerApp for Door<P> {
                 head = head::read_head(&mut stream, &mut buffer, idle, &self.settings) => head,
                 _ = stop.wait_for(|stopping| *stopping) => return None,
             };
+            let length = *head.as_ref().unwrap_or(&0);
             let judged = head.and_then(|length| head::judge(&buffer[..length]).map_err(HeadFault::Malformed));
-            if let Err(fault) = judged {
-                self.refuse_raw(stream, fault).await;
-                return None;
+            let chunked = match judged {
+                Ok(chunked) => chunked,
+                Err(fault) => {
+                    self.refuse_raw(stream, fault).await;
+                    return None;
+                }
+            };
+            if chunked {
+                stream = Judged::wrap(stream, buffer.split_off(length));
             }
             let mut session = ServerSession::new_http1(stream);
             session.set_keepalive(Some(self.settings.keepalive.as_secs()));
@@ -160,6 +171,9 @@ impl<P: HttpServerApp + Send + Sync + 'static> ServerApp for Door<P> {
             session.set_pipelining_enabled(true);
             session.set_pipelined_prefix(std::mem::take(&mut buffer)); // parsed at once, nothing is read
             (stream, buffer) = self.serve(session, shutdown).await?;
+            let unread;
+            (stream, unread) = Judged::unwrap(stream);
+            buffer.unsplit(unread);
         }
     }
 

@@ -71,6 +71,8 @@ pub struct Exchange {
     pub lease: Option<Lease>,
     /// Attempts to reach a backend, the first included.
     pub attempts: u32,
+    /// How many of the backend's addresses could not be connected to; the next attempt takes the next one.
+    pub unreachable: usize,
     pub dispatched: Option<Instant>,
 
     // ---- streaming
@@ -149,6 +151,7 @@ impl Exchange {
             receipt: None,
             lease: None,
             attempts: 0,
+            unreachable: 0,
             dispatched: None,
             upstream_status: None,
             first_byte: None,

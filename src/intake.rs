@@ -27,6 +27,19 @@ pub struct Memory {
     held_bytes: Arc<AtomicUsize>,
 }
 
+/// Why a body was not read.
+pub enum Unread {
+    Refused(Refusal),
+    /// The client left before its end.
+    Left,
+}
+
+impl From<Refusal> for Unread {
+    fn from(refusal: Refusal) -> Unread {
+        Unread::Refused(refusal)
+    }
+}
+
 /// One body's share, given back on drop.
 pub struct Held {
     memory: Memory,
@@ -71,7 +84,7 @@ impl Intake {
     }
 
     /// Reads the whole body. The caller is known by now: `Expect: 100-continue` is answered here and not earlier.
-    pub async fn read(&self, session: &mut Session) -> Result<(Bytes, Held), Refusal> {
+    pub async fn read(&self, session: &mut Session) -> Result<(Bytes, Held), Unread> {
         self.judge_head(session.req_header())?;
         let declared = declared_length(session.req_header()).unwrap_or(0) as usize;
         answer_expectation(session).await?;
@@ -80,7 +93,7 @@ impl Intake {
             return Ok((Bytes::new(), held));
         };
         if first.len() > self.limit_bytes {
-            return Err(Refusal::body_too_large(self.limit_bytes as u64));
+            return Err(Refusal::body_too_large(self.limit_bytes as u64).into());
         }
         held.grow(first.len())?;
         if first.len() == declared {
@@ -96,22 +109,21 @@ impl Intake {
                 return Ok((body.freeze(), held));
             };
             if body.len() + bytes.len() > self.limit_bytes {
-                return Err(Refusal::body_too_large(self.limit_bytes as u64));
+                return Err(Refusal::body_too_large(self.limit_bytes as u64).into());
             }
             held.grow(bytes.len())?;
             body.extend_from_slice(&bytes);
         }
     }
 
-    async fn next(&self, session: &mut Session, deadline: Instant) -> Result<Option<Bytes>, Refusal> {
+    async fn next(&self, session: &mut Session, deadline: Instant) -> Result<Option<Bytes>, Unread> {
         let wait = self.idle.min(deadline.saturating_duration_since(Instant::now()));
         match pingora::time::timeout(wait, session.downstream_session.read_request_body()).await {
-            Err(_) => Err(Refusal::slow_request("body")),
+            Err(_) => Err(Refusal::slow_request("body").into()),
             Ok(Ok(bytes)) => Ok(bytes),
             // Its errors have no source, so that a malformed chunk would end as a 500 (traps, Pingora 1).
-            Ok(Err(_)) => {
-                Err(Refusal::bad_framing("The body's framing is malformed, or it ended early.").because("body framing"))
-            }
+            Ok(Err(e)) if crate::door::is_bad_framing(&e) => Err(malformed_body().into()),
+            Ok(Err(_)) => Err(Unread::Left),
         }
     }
 }
@@ -129,13 +141,20 @@ pub async fn open_stream(session: &mut Session, limit_bytes: u64) -> Result<(), 
 /// that two parsers disagree about the request.
 pub fn refuse_body(session: &mut Session) -> Result<(), Refusal> {
     let head = session.req_header();
-    let has_body =
+    let declared =
         declared_length(head).is_some_and(|length| length > 0) || head.headers.contains_key("transfer-encoding");
-    if has_body {
-        return Err(Refusal::bad_framing("This endpoint takes no body; send the request without one.")
-            .because("unexpected body"));
+    // h2 needs neither header for a body, and what is not refused here would reach the backend without any framing.
+    if declared || !session.as_downstream_mut().is_body_empty() {
+        return Err(
+            Refusal::bad_framing("this endpoint takes no body, so send it without one").because("unexpected body")
+        );
     }
     Ok(())
+}
+
+/// A body whose chunks are none.
+pub fn malformed_body() -> Refusal {
+    Refusal::bad_framing("the body's chunks are malformed").because("body framing")
 }
 
 fn refuse_encoding(head: &http::request::Parts) -> Result<(), Refusal> {
@@ -155,12 +174,12 @@ async fn answer_expectation(session: &mut Session) -> Result<(), Refusal> {
     match expects {
         None => Ok(()),
         Some(false) => {
-            Err(Refusal::bad_framing("Only `Expect: 100-continue` is understood.").because("unknown expectation"))
+            Err(Refusal::bad_framing("only `Expect: 100-continue` is understood").because("unknown expectation"))
         }
         Some(true) => session
             .downstream_session
             .write_continue_response()
             .await
-            .map_err(|_| Refusal::bad_framing("The connection broke.").because("100-continue not written")),
+            .map_err(|_| Refusal::bad_framing("the connection broke").because("100-continue not written")),
     }
 }

@@ -101,10 +101,10 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         exchange: &mut Ticket,
     ) -> Result<()> {
-        self.bound_stream(exchange, body)
+        self.bound_stream(exchange, body, end)
     }
 
     fn error_while_proxy(

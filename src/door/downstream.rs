@@ -131,6 +131,9 @@ impl Downstream {
         let mut failed = None;
         for task in tasks {
             match task {
+                // A backend's 1xx, which nobody asked for: its headers are unfiltered, HTTP/1.0 knows none, and Python's http.client
+                // takes any but 100 for the reply.
+                HttpTask::Header(head, _) if head.status.is_informational() && head.status != 101 => {}
                 HttpTask::Header(head, end) => self.write_head(head, end).await?,
                 HttpTask::Body(bytes, end) if several => {
                     let all = joined.get_or_insert_with(Default::default);
@@ -163,9 +166,11 @@ impl Downstream {
         Ok(out.ended)
     }
 
-    /// The client is gone. A request that was sent only just now is left a moment first.
+    /// The client is gone. A request that was sent only just now is left a moment first, unless its reply has begun: then the
+    /// backend's scheduler has seen it.
     async fn gone(&self, e: Box<Error>) -> Box<Error> {
         if *e.etype() != super::outgoing::CUT
+            && !self.responded
             && let Some(at) = self.link.cancel_not_before(self.settings.cancel_grace)
         {
             tokio::time::sleep_until(at.into()).await;

@@ -11,16 +11,20 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::time::timeout;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::chunks::Judged;
 use super::head::HeadFault;
 use super::link::Link;
-use super::outgoing::{Framing, Outgoing, SLOW_READER};
+use super::outgoing::{CUT, Framing, Outgoing, SLOW_READER, cut_error};
 use super::{Door, Next};
 use crate::exchange::Ending;
+use crate::live::Cut;
 use crate::refusal::Refusal;
 use crate::wire::Dialect;
 
 /// A socket that is closed is still read for at most so many bytes.
 const LINGER_BYTES: usize = 64 << 20;
+/// For a cut stream's error frame, where the client has left its window full. Less than a shutdown waits.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
     /// Completes the reply and says how the exchange ended, as far as the door can see.
@@ -63,6 +67,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
             Some(known) => known,
             None => (Dialect::Native, String::new()),
         };
+        ending.unsent = out.backlog_bytes() > 0;
         if !out.head_written {
             // Nothing was answered: a panic, a cut before the answer, or the client has gone.
             let refusal = match (ending.panicked, ending.cut) {
@@ -82,7 +87,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
                 // It cannot be completed, so it is closed short. h2: dropping the writer sends what is queued, then RST_STREAM;
                 // h1: the connection ends before Content-Length is reached, or without the last chunk.
                 if out.take_h2().is_none() {
-                    let _ = out.flush_to(0, &self.settings, None).await;
+                    let _ = self.flush(link, out, ending.cut).await;
                     out.session.shutdown().await;
                 }
                 return Close::Now;
@@ -100,10 +105,15 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
             }
         }
         // What the client has not taken yet; the backend and its lease are done already.
-        if let Err(e) = out.flush_to(0, &self.settings, None).await {
+        if let Err(e) = self.flush(link, out, ending.cut).await {
             let slow = e.context.as_ref().is_some_and(|context| context.as_str() == SLOW_READER);
-            ending.slow_reader = slow;
-            ending.client_gone = !slow;
+            if *e.etype() == CUT {
+                ending.cut = link.signal.reason();
+                ending.broken = true;
+            } else {
+                ending.slow_reader = slow;
+                ending.client_gone = !slow;
+            }
             if let Some(mut writer) = out.take_h2() {
                 writer.send_reset(h2::Reason::CANCEL);
             }
@@ -115,15 +125,23 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
         Close::Reuse
     }
 
+    /// Writes what is left. A client that does not read is given its time; once the exchange is cut, no more than a moment, since a
+    /// shutdown waits for it.
+    async fn flush(&self, link: &Link, out: &mut Outgoing, cut: Option<Cut>) -> pingora::Result<()> {
+        let flushed = out.flush_to(0, &self.settings, Some(link));
+        match cut {
+            None => flushed.await,
+            Some(_) => timeout(LAST_WORDS, flushed).await.unwrap_or_else(|_| Err(cut_error())),
+        }
+    }
+
     /// Bytes that never became a request: answered, counted (promise I16), and closed.
     pub(super) async fn refuse_raw(&self, mut stream: Stream, fault: HeadFault) {
         let refusal = match fault {
             HeadFault::Gone => return,
             HeadFault::TooSlow => Refusal::slow_request("head"),
             HeadFault::TooLarge => Refusal::head_too_large(self.settings.head_bytes),
-            HeadFault::Malformed(what) => {
-                Refusal::bad_framing("The request's head is malformed or ambiguous.").because(what)
-            }
+            HeadFault::Malformed(what) => Refusal::bad_framing("the head is malformed or ambiguous").because(what),
         };
         self.site.ledger.metrics.unparsed(fault.reason());
         let body = refusal.body(Dialect::Native, "");
@@ -146,10 +164,12 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
 
     /// A head that passed the door's judgement but not Pingora's parser.
     pub(super) async fn refuse_unparsed(&self, mut session: ServerSession, reason: &'static str) -> Next {
+        if let ServerSession::H1(session) = session {
+            self.refuse_raw(session.into_inner(), HeadFault::Malformed(reason)).await;
+            return None;
+        }
         self.site.ledger.metrics.unparsed(reason);
-        session.set_keepalive(None);
         let _ = timeout(self.settings.stall, session.respond_error(400)).await;
-        linger_session(session, self.settings.linger).await;
         None
     }
 }
@@ -187,7 +207,8 @@ async fn linger_session(session: ServerSession, linger: Duration) {
 
 /// Ends our side, then reads what still comes for a while: closing with unread bytes would send RST, which may destroy the
 /// answer on its way (traps, Pingora 16).
-async fn linger_stream(mut stream: Stream, linger: Duration) {
+async fn linger_stream(stream: Stream, linger: Duration) {
+    let (mut stream, _) = Judged::unwrap(stream); // what is wrong with its bytes was said already
     let _ = timeout(linger, async {
         pingora::protocols::Shutdown::shutdown(&mut *stream).await; // flush and FIN
         let mut scratch = vec![0u8; 16 << 10];

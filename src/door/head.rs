@@ -44,6 +44,8 @@ pub async fn read_head(
     idle: Duration,
     settings: &DoorSettings,
 ) -> Result<usize, HeadFault> {
+    // One for all empty lines that a client may send instead of a request.
+    let idle_until = Instant::now() + idle;
     let mut deadline: Option<Instant> = None;
     let mut searched = 0;
     loop {
@@ -58,15 +60,18 @@ pub async fn read_head(
         if buffer.len() > settings.head_bytes {
             return Err(HeadFault::TooLarge);
         }
-        if memchr::memmem::find(&buffer[searched..], b"\n\n").is_some() {
+        // At once: the end that some other parser sees behind it may never come.
+        let unseen = searched..buffer.len();
+        if memchr::memchr_iter(b'\n', &buffer[unseen]).any(|at| searched + at == 0 || buffer[searched + at - 1] != b'\r') {
             return Err(HeadFault::Malformed("bare_lf"));
         }
         searched = buffer.len().saturating_sub(3);
-        let wait = if buffer.is_empty() {
-            idle
+        let until = if buffer.is_empty() {
+            idle_until
         } else {
-            deadline.get_or_insert_with(|| Instant::now() + settings.head).saturating_duration_since(Instant::now())
+            *deadline.get_or_insert_with(|| Instant::now() + settings.head)
         };
+        let wait = until.saturating_duration_since(Instant::now());
         buffer.reserve(4096);
         match timeout(wait, stream.read_buf(buffer)).await {
             Ok(Ok(n)) if n > 0 => {}
@@ -93,7 +98,9 @@ pub async fn is_h2_preface(stream: &mut Stream) -> std::io::Result<bool> {
 /// Judges the raw head: whatever two parsers could read differently is refused. Only stricter than Pingora's parser, which
 /// checks the rest again: it drops a Content-Length beside Transfer-Encoding and goes on, passes bare LF, and percent-escapes
 /// illegal request lines in silence (traps, Pingora 10).
-pub fn judge(raw: &[u8]) -> Result<(), &'static str> {
+///
+/// Says whether a chunked body follows.
+pub fn judge(raw: &[u8]) -> Result<bool, &'static str> {
     let (mut lengths, mut encodings, mut hosts) = (0, 0, 0);
     let mut is_1_1 = false;
     let mut start = 0;
@@ -140,6 +147,9 @@ pub fn judge(raw: &[u8]) -> Result<(), &'static str> {
             }
         } else if name.eq_ignore_ascii_case(b"host") {
             hosts += 1;
+            if !value.iter().all(|byte| is_host(*byte)) {
+                return Err("host");
+            }
         }
     }
     if lengths + encodings > 1 {
@@ -151,7 +161,7 @@ pub fn judge(raw: &[u8]) -> Result<(), &'static str> {
     if hosts > 1 || (hosts == 0 && is_1_1) {
         return Err("host");
     }
-    Ok(())
+    Ok(encodings > 0)
 }
 
 /// What a line may hold: anything but control characters, the tab aside. A table, because every byte of every head is looked at.
@@ -176,7 +186,7 @@ fn request_line(line: &[u8]) -> Result<bool, &'static str> {
     if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
         return Err("method");
     }
-    if target.is_empty() || !target.iter().all(|byte| is_target(*byte)) {
+    if !has_known_form(target, method) || !target.iter().all(|byte| is_target(*byte)) {
         return Err("target");
     }
     match version {
@@ -186,6 +196,22 @@ fn request_line(line: &[u8]) -> Result<bool, &'static str> {
     }
 }
 
+/// Origin form, absolute form (whose authority Pingora compares with `Host`), or what only these two methods may say (RFC 9112,
+/// section 3.2). Anything else would be completed by one parser and taken for a host by another.
+fn has_known_form(target: &[u8], method: &[u8]) -> bool {
+    let is_absolute = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|own| own.eq_ignore_ascii_case(scheme));
+    match method {
+        b"CONNECT" => !target.is_empty(), // refused behind this
+        b"OPTIONS" if target == b"*" => true,
+        _ => target.starts_with(b"/") || is_absolute(b"http://") || is_absolute(b"https://"),
+    }
+}
+
+/// What a host and port may hold (RFC 3986, section 3.2.2), but for the comma, which some read as a list.
+fn is_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%:[]".contains(&byte)
+}
+
 /// What a request target may hold (RFC 3986), and `[` `]`, which clients send unescaped. Pingora percent-escapes anything else and
 /// parses again, so that what is decided and what came would differ (traps, Pingora 10).
 fn is_target(byte: u8) -> bool {
@@ -193,7 +219,7 @@ fn is_target(byte: u8) -> bool {
 }
 
 /// `tchar` of RFC 9110, section 5.6.2.
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -210,7 +236,7 @@ mod tests {
             "POST /api/chat HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX-Name: caf\u{e9}\r\n\r\n",
         ] {
-            assert_eq!(judge(head.as_bytes()), Ok(()), "{head:?}");
+            assert_eq!(judge(head.as_bytes()), Ok(head.contains("Chunked")), "{head:?}");
         }
     }
 
@@ -242,6 +268,11 @@ mod tests {
             ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", "request_line"),
             ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", "version"),
+            ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
+            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
+            ("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", "host"),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", "host"),
             ("GE(T / HTTP/1.1\r\nHost: a\r\n\r\n", "method"),
         ] {
             assert_eq!(judge(head.as_bytes()), Err(reason), "{head:?}");

@@ -103,7 +103,8 @@ impl Outgoing {
         }
     }
 
-    fn backlog_bytes(&self) -> usize {
+    /// Body bytes that the client's kernel has not taken yet.
+    pub fn backlog_bytes(&self) -> usize {
         self.pushed_bytes.saturating_sub(self.sent_bytes())
     }
 

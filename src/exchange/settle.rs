@@ -18,6 +18,8 @@ pub struct Ending {
     pub broken: bool,
     pub slow_reader: bool,
     pub client_gone: bool,
+    /// Bytes of the backend's reply were still waiting for the client.
+    pub unsent: bool,
     /// The status of an answer that the door itself wrote.
     pub status: Option<u16>,
     pub bytes_in: u64,
@@ -42,7 +44,7 @@ impl Exchange {
             finish_reason: usage.as_ref().and_then(|usage| usage.finish_reason.as_ref()).map(|word| word.as_str()),
             bytes_in: Some(ending.bytes_in),
             bytes_out: Some(ending.bytes_out),
-            error: self.error(outcome),
+            error: self.error(outcome, usage.as_ref().is_some_and(|usage| usage.error_frame)),
             ..self.entry(model.as_deref())
         };
         let measures = self.measures(ledger, &entry, model.as_deref());
@@ -102,12 +104,9 @@ impl Exchange {
         if ending.slow_reader || self.fault == Some(Fault::SlowClient) {
             return Outcome::SlowClient;
         }
-        if ending.client_gone {
-            return Outcome::ClientAbort;
-        }
-        if self.fault == Some(Fault::Client) {
+        if ending.client_gone || self.fault == Some(Fault::Client) {
             // OpenAI's clients stop reading at `[DONE]` and close: they have the whole answer, if not the last chunk's end.
-            let answered = usage.is_some_and(|usage| usage.terminal && !usage.error_frame);
+            let answered = usage.is_some_and(|usage| usage.terminal && !usage.error_frame) && !ending.unsent;
             return if answered { Outcome::Complete } else { Outcome::ClientAbort };
         }
         if let Some(refusal) = &self.refusal {
@@ -140,10 +139,15 @@ impl Exchange {
             && usage.is_some_and(|usage| !usage.terminal)
     }
 
-    fn error(&self, outcome: Outcome) -> Option<&str> {
+    /// `told_error`: the backend's own words in its stream said so.
+    fn error(&self, outcome: Outcome, told_error: bool) -> Option<&str> {
         match (&self.refusal, outcome) {
             (Some(refusal), _) => Some(refusal.cause.as_ref()),
             (None, Outcome::Complete) => None,
+            (None, Outcome::UpstreamError) if self.upstream_status.is_some_and(|status| status >= 500) => {
+                Some("the backend answered with an error")
+            }
+            (None, Outcome::UpstreamError) if told_error => Some("the backend ended its reply with an error"),
             (None, Outcome::UpstreamError) => Some("the backend's reply has no end"),
             (None, Outcome::UpstreamReset) => Some("the backend broke off"),
             (None, Outcome::ClientAbort) => Some("the client left"),

@@ -8,9 +8,9 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use crate::door::Ticket;
-use crate::exchange::{Exchange, PolicyWord};
+use crate::exchange::{Exchange, Fault, PolicyWord};
 use crate::identity::{Caller, Rejection};
-use crate::intake;
+use crate::intake::{self, Unread};
 use crate::ledger::Way;
 use crate::policy::{Denial, DenialKind, Facts};
 use crate::refusal::Refusal;
@@ -68,9 +68,7 @@ impl Gateway {
             }
             Route::Egress => {
                 self.identify(session, exchange)?;
-                Err(Refusal::egress_denied(
-                    "This route acts on the internet with the server's account, which is not allowed.",
-                ))
+                Err(Refusal::egress_denied("the route acts on the internet with the server's own account"))
             }
         }
     }
@@ -134,7 +132,8 @@ impl Gateway {
             }
             BodyRule::Json => {
                 let reading = Instant::now();
-                let (body, held) = self.site.intake.read(session).await?;
+                let read = self.site.intake.read(session).await;
+                let (body, held) = read.map_err(|unread| refuse_unread(exchange, unread))?;
                 exchange.waited_for_body = reading.elapsed();
                 exchange.held = Some(held);
                 let ask = ask::read(endpoint, &body).map_err(|e| match e {
@@ -190,13 +189,11 @@ impl Gateway {
                     .any(|backend| backend.catalogue.source(model) == Some(Source::Cloud))
         };
         if !self.site.cloud_models && ask.model.iter().chain(&ask.others).any(is_cloud) {
-            return Err(Refusal::egress_denied(
-                "This model runs on ollama.com, and prompts may not leave this house. Choose a local model.",
-            ));
+            return Err(Refusal::egress_denied("the model runs on ollama.com; choose a local one"));
         }
         if ask.has_web_tools {
             return Err(Refusal::egress_denied(
-                "Ollama would run this request's web tools on the internet, which is not allowed. Remove them from `tools`.",
+                "Ollama would run the request's web tools on the internet; leave them out",
             ));
         }
         Ok(())
@@ -245,6 +242,20 @@ pub(super) fn facts<'a>(endpoint: Endpoint, exchange: &'a Exchange) -> std::resu
         source_ip: exchange.source_ip,
         now: jiff::Timestamp::now(),
     })
+}
+
+/// Notes a client that left during its upload, and words the refusal: it may have closed its sending side only, and still read.
+pub(super) fn refuse_unread(exchange: &mut Ticket, unread: Unread) -> Refusal {
+    if let Some(cut) = exchange.link.signal.reason() {
+        return cut.refusal(); // it looks like a fault of the body's
+    }
+    match unread {
+        Unread::Refused(refusal) => refusal,
+        Unread::Left => {
+            exchange.fault = Some(Fault::Client);
+            Refusal::bad_framing("the connection ended before the body did").because("the client left")
+        }
+    }
 }
 
 /// Notes the policy's word in the exchange and words the refusal.

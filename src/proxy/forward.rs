@@ -18,7 +18,7 @@ impl Gateway {
             return Error::e_explain(ErrorType::InternalError, "no lease"); // `admit` gives one or refuses
         };
         let addresses = lease.backend().addresses().await;
-        let Some(address) = addresses.ok().and_then(|all| all.get(exchange.attempts as usize % all.len()).copied())
+        let Some(address) = addresses.ok().and_then(|all| all.get(exchange.unreachable % all.len()).copied())
         else {
             let url = lease.backend().url.to_string();
             exchange.refusal =
@@ -40,12 +40,14 @@ impl Gateway {
     /// Nothing was sent, so the next of the backend's addresses may be tried.
     pub(super) fn note_unreachable(&self, exchange: &mut Ticket, mut e: Box<Error>) -> Box<Error> {
         let Some(lease) = &exchange.lease else { return e };
-        let backend = lease.backend();
+        let backend = std::sync::Arc::clone(lease.backend());
         let url = backend.url.to_string();
         let known = backend.known_addresses();
-        e.set_retry((exchange.attempts as usize) < known);
+        // Not the attempts: a dead pooled connection takes one too, and the address was a good one.
+        exchange.unreachable += 1;
+        e.set_retry(exchange.unreachable < known);
         if !e.retry() {
-            catalogue::note(backend, false, &self.site.ledger.metrics);
+            catalogue::note(&backend, false, &self.site.ledger.metrics);
         }
         exchange.refusal = Some(Refusal::backend_unreachable(&[&url]));
         e
@@ -66,7 +68,12 @@ impl Gateway {
         Ok(())
     }
 
-    pub(super) fn bound_stream(&self, exchange: &mut Ticket, body: &Option<Bytes>) -> Result<()> {
+    pub(super) fn bound_stream(&self, exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) -> Result<()> {
+        if end && body.as_ref().is_some_and(Bytes::is_empty) {
+            // h2 ends a body with an empty frame. Pingora 0.9.1 would write it as a chunk, which is the last one, and then the last
+            // one again: bytes that the backend takes for the start of the next request (pingora-proxy, proxy_h1.rs, send_body_to1).
+            *body = None;
+        }
         if exchange.endpoint().map(|endpoint| endpoint.body()) != Some(BodyRule::Stream) {
             return Ok(());
         }

@@ -41,11 +41,19 @@ impl Gateway {
             _ => return Err(Refusal::internal_error()),
         };
 
-        let reply = self.fetch_list(exchange).await?;
+        let reply = tokio::select! { biased;
+            reply = self.fetch_list(exchange) => reply?,
+            () = gone(session) => {
+                // Nobody is there to be told; or the door says why it was cut.
+                exchange.fault = Some(crate::exchange::Fault::Client);
+                return Ok(Admitted::Answered);
+            }
+        };
         exchange.upstream_status = Some(reply.head.status.as_u16());
         if reply.head.status != 200 {
             return Err(Refusal::bad_backend_reply("the backend answered a list with an error"));
         }
+        super::reply::refuse_encoded(&reply.head)?;
         let garbled = |_| Refusal::bad_backend_reply("the reply is not the list that Ollama gives");
         let listed = list::names(endpoint, &reply.body).map_err(garbled)?;
         let names: Vec<&str> = listed.iter().map(|entry| entry.name.as_str()).collect();
@@ -112,5 +120,12 @@ impl Gateway {
             Err(ClientError::Silent) => Err(Refusal::backend_timeout(self.site.silence.as_secs())),
             Err(ClientError::Broken(how)) => Err(Refusal::bad_backend_reply(how)),
         }
+    }
+}
+
+/// Ends when the client has left or the exchange was cut: in here no hook of Pingora's watches for either.
+async fn gone(session: &mut Session) {
+    if session.as_downstream_mut().read_body_or_idle(true).await.is_ok() {
+        std::future::pending().await // the request has no body, so nothing else comes
     }
 }

@@ -28,8 +28,8 @@ static PASSED_ON: [HeaderName; 6] = [
 
 impl Gateway {
     pub(super) fn open_reply(&self, session: &Session, exchange: &mut Ticket, head: &mut ResponseHeader) -> Result<()> {
-        if head.status.is_informational() {
-            return Ok(());
+        if head.status.is_informational() && head.status != 101 {
+            return Ok(()); // the door drops it
         }
         exchange.upstream_status = Some(head.status.as_u16());
         let kind = match judge(exchange, head) {
@@ -99,10 +99,11 @@ enum ReplyKind {
 /// A reply that Ollama does not give is not passed on, and never quoted (contract, section 5: `bad_backend_reply`).
 fn judge(exchange: &Exchange, head: &ResponseHeader) -> std::result::Result<ReplyKind, Refusal> {
     let status = head.status.as_u16();
-    if head.headers.get(http::header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return Err(Refusal::bad_backend_reply("the reply is encoded, though that was declined"));
+    refuse_encoded(head)?;
+    if status == 101 {
+        return Err(Refusal::bad_backend_reply("the backend switches protocols")); // traps, Pingora 7
     }
-    if (300..400).contains(&status) || status == 101 {
+    if (300..400).contains(&status) {
         return Err(Refusal::bad_backend_reply("the backend redirects")); // promises, Paths: it never reaches the client
     }
     let content_type = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -120,6 +121,16 @@ fn judge(exchange: &Exchange, head: &ResponseHeader) -> std::result::Result<Repl
         }
         _ if exchange.method == "HEAD" => Ok(ReplyKind::Text),
         _ => Err(Refusal::bad_backend_reply("the reply is not of the type that Ollama gives")),
+    }
+}
+
+/// What is encoded can be neither counted nor filtered.
+pub(super) fn refuse_encoded(head: &ResponseHeader) -> std::result::Result<(), Refusal> {
+    match head.headers.get(http::header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => {
+            Err(Refusal::bad_backend_reply("the reply is encoded, though that was declined"))
+        }
+        _ => Ok(()),
     }
 }
 

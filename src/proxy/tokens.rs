@@ -6,11 +6,12 @@ use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use super::admit::{Admitted, now_s};
+use super::admit::{Admitted, now_s, refuse_unread};
 use super::answer::{answer, json_head};
 use crate::door::Ticket;
 use crate::identity::agents::AuthFailure;
 use crate::identity::token_endpoint::{self, TokenError};
+use crate::intake::Intake;
 use crate::refusal::Refusal;
 
 /// An id and a secret are short.
@@ -18,16 +19,11 @@ const BODY_BYTES: usize = 16 * 1024;
 
 impl Gateway {
     pub(super) async fn answer_token(&self, session: &mut Session, exchange: &mut Ticket) -> Result<Admitted, Refusal> {
-        let declared =
-            session.req_header().headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if declared.and_then(|length| length.parse::<usize>().ok()).is_some_and(|length| length > BODY_BYTES) {
-            return Err(Refusal::body_too_large(BODY_BYTES as u64));
-        }
-        let (body, held) = self.site.intake.read(session).await?;
+        // Nobody is known yet: a stranger's body may not take the room of those who are, however it is framed.
+        let small =
+            Intake { limit_bytes: BODY_BYTES, idle: self.site.intake.idle, memory: self.site.intake.memory.clone() };
+        let (body, held) = small.read(session).await.map_err(|unread| refuse_unread(exchange, unread))?;
         exchange.held = Some(held);
-        if body.len() > BODY_BYTES {
-            return Err(Refusal::body_too_large(BODY_BYTES as u64));
-        }
         let content_type =
             session.req_header().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let (status, body) = match token_endpoint::read(content_type, &body) {

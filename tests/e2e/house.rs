@@ -29,6 +29,8 @@ pub struct Plan {
     pub policy: Vec<(&'static str, String)>,
     /// Instead of the simulator's.
     pub backend: Option<String>,
+    /// Without a signing key in the environment: the proxy has another source of keys, or makes its own.
+    pub no_key: bool,
 }
 
 impl Default for Plan {
@@ -39,6 +41,7 @@ impl Default for Plan {
             env: Vec::new(),
             policy: Vec::new(),
             backend: None,
+            no_key: false,
         }
     }
 }
@@ -80,6 +83,9 @@ impl House {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if plan.no_key {
+            command.env_remove("BEHAVRY_JWT_PRIVATE_KEY");
+        }
         if !plan.policy.is_empty() {
             let policies = dir.path().join("policies");
             std::fs::create_dir(&policies).expect("a folder");
@@ -205,6 +211,48 @@ impl House {
     }
 }
 
+/// The program, which sees nothing of this machine's environment but `PATH`.
+pub fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_behavry-ollama-proxy"));
+    command.args(arguments).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.stdin(Stdio::null());
+    command
+}
+
+/// What a program that came to its end left behind.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command to its end, which comes in time or fails the test.
+pub async fn run_to_end(mut command: Command) -> Ended {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let (stdout, stderr) = (Arc::new(Mutex::new(String::new())), Arc::new(Mutex::new(String::new())));
+    let pipes = [
+        keep_reading(child.stdout.take().expect("piped"), Arc::clone(&stdout), |_| {}),
+        keep_reading(child.stderr.take().expect("piped"), Arc::clone(&stderr), |_| {}),
+    ];
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("waited for") {
+            break status;
+        }
+        if began.elapsed() > PATIENCE {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the program did not end: {}", stderr.lock().expect("not poisoned"));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    for pipe in pipes {
+        pipe.join().expect("the reader ends with its pipe");
+    }
+    let text = |of: Arc<Mutex<String>>| of.lock().expect("not poisoned").clone();
+    Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
 impl Drop for House {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -239,7 +287,7 @@ fn keep_reading(
     pipe: impl Read + Send + 'static,
     log: Arc<Mutex<String>>,
     mut each: impl FnMut(&str) + Send + 'static,
-) {
+) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             each(&line);
@@ -247,5 +295,5 @@ fn keep_reading(
             log.push_str(&line);
             log.push('\n');
         }
-    });
+    })
 }
