@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 ok, 64 usage, 78 configuration, 1 anything else.
 //!
 //! - [`demo`]: a proxy, a simulator if no Ollama answers, two requests, and lines to paste.
+//! - [`log_lines`]: which lines reach standard error.
 //! - [`policies`]: `policy test`, `policy explain`.
 //! - [`tokens`]: `token mint`, `token inspect`.
 
@@ -14,6 +15,7 @@ use crate::server::{self, ServerError, Started, assemble};
 use crate::simulator::{self, SimulatorOptions};
 
 mod demo;
+mod log_lines;
 mod policies;
 mod tokens;
 
@@ -122,7 +124,7 @@ pub fn run() -> ExitCode {
             return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    start_log();
+    log_lines::start();
     shut_up_panics();
     ignore_size_signal();
     match execute(cli) {
@@ -224,21 +226,6 @@ fn check(config: &Config) -> Result<(), Failure> {
     println!("\n# policy revision {}, {} agents", snapshot.policy.revision(), snapshot.agents.len());
     println!("# everything that can be checked without serving is in order");
     Ok(())
-}
-
-/// Our own lines at info; others' from warn, because Pingora's print paths, queries and a backend's bytes (traps, Pingora 6): at
-/// error level a bad backend head prints up to 1 MiB of them, so what concerns requests is off whatever RUST_LOG says.
-fn start_log() {
-    let mut log = env_logger::Builder::new();
-    log.filter_level(log::LevelFilter::Warn).filter_module("behavry_ollama_proxy", log::LevelFilter::Info);
-    log.parse_default_env();
-    for module in
-        ["pingora", "pingora_core", "pingora_proxy", "pingora_http", "pingora_pool", "h2", "rustls", "jsonwebtoken"]
-    {
-        log.filter_module(module, log::LevelFilter::Off);
-    }
-    // A second call in one process (tests) changes nothing.
-    let _ = log.try_init();
 }
 
 /// A panic's message may quote what it tripped over. Only the place is printed.

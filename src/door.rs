@@ -38,7 +38,6 @@ mod head;
 mod link;
 mod outgoing;
 
-pub use chunks::is_bad_framing;
 pub use link::{Link, Ticket};
 pub use outgoing::{CUT, SLOW_READER};
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use pingora::ErrorType;
 use pingora_proxy::Session;
 
 use crate::refusal::Refusal;
@@ -122,7 +123,7 @@ impl Intake {
             Err(_) => Err(Refusal::slow_request("body").into()),
             Ok(Ok(bytes)) => Ok(bytes),
             // Its errors have no source, so that a malformed chunk would end as a 500 (traps, Pingora 1).
-            Ok(Err(e)) if crate::door::is_bad_framing(&e) => Err(malformed_body().into()),
+            Ok(Err(e)) if is_bad_framing(&e) => Err(malformed_body().into()),
             Ok(Err(_)) => Err(Unread::Left),
         }
     }
@@ -135,6 +136,15 @@ pub async fn open_stream(session: &mut Session, limit_bytes: u64) -> Result<(), 
         return Err(Refusal::body_too_large(limit_bytes));
     }
     answer_expectation(session).await
+}
+
+/// Whether an error of Pingora's says that the body was malformed, by the door (`door::chunks`) or by its own parser. Every other is
+/// the socket's.
+pub fn is_bad_framing(e: &pingora::Error) -> bool {
+    let ours =
+        e.root_cause().downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidData);
+    // Lines that are too long, for one. The constants are private: `v1/body.rs`, INVALID_CHUNK and INVALID_TRAILER_END.
+    ours || matches!(e.etype(), ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd"))
 }
 
 /// Endpoints without a body: one that comes all the same would desynchronise nothing, since it is never forwarded, but it shows

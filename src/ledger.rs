@@ -124,7 +124,8 @@ pub struct Measures {
     pub to_first_byte: Option<Duration>,
     /// What of `took` was ours: neither the client's nor a backend's.
     pub added: Option<Duration>,
-    /// How long the backend generated: from the first byte of its reply to the last. With the output tokens it gives their rate.
+    /// How long the backend generated, if it streamed: from the first byte of its reply to the last. With the output tokens it gives
+    /// their rate.
     pub generating: Option<Duration>,
     pub model: ModelLabel,
     pub role: RoleLabel,

@@ -74,6 +74,7 @@ pub fn runtime(config: &Config) -> Result<tokio::runtime::Runtime, ServerError> 
 /// Serves until SIGTERM, SIGINT or `Started::stop`. `ready` is called once both listeners are open.
 pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), ServerError> {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), CAUSES));
+    let files_seen = lifecycle::Seen::now(&config);
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
@@ -101,7 +102,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
         tokio::spawn(async move { catalogue::keep_fresh(&site.pool, &site.client, &site.ledger.metrics, every).await });
     }
     if !config.policy.reload.is_zero() {
-        tokio::spawn(lifecycle::watch_files(Arc::clone(&site), config.clone()));
+        tokio::spawn(lifecycle::watch_files(Arc::clone(&site), config.clone(), files_seen));
     }
 
     lifecycle::until_asked_to_stop(stopping).await?;
@@ -136,6 +137,7 @@ fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) ->
         list_bytes: config.limits.list_bytes,
         include_usage: config.streaming.include_usage,
         cloud_models: config.egress.cloud_models,
+        catalogue: !config.catalogue.refresh.is_zero(),
         silence: config.backend_timeouts.silence,
         hashing: Semaphore::new(2),
         draining: AtomicBool::new(false),

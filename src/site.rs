@@ -33,6 +33,8 @@ pub struct Site {
     pub include_usage: bool,
     /// Cloud models may pass.
     pub cloud_models: bool,
+    /// The backends' lists of models are read.
+    pub catalogue: bool,
     /// How long a backend may be silent.
     pub silence: Duration,
     /// argon2 at once: each takes 19 MiB and some 20 ms of a core.

@@ -8,6 +8,7 @@ use crate::identity::agents::Agents;
 use crate::identity::{Issuer, Verifier};
 use crate::policy::Policy;
 
+#[derive(Clone)]
 pub struct Snapshot {
     pub verifier: Arc<Verifier>,
     /// The built-in issuer. `None` where tokens come from elsewhere and no key to sign with is configured.

@@ -13,11 +13,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::ErrorType;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID,
-    UniqueIDType,
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
+    UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -140,13 +139,6 @@ impl Judged {
     }
 }
 
-/// Whether an error of Pingora's says that the body was malformed, here or in its own parser. Every other is the socket's.
-pub fn is_bad_framing(e: &pingora::Error) -> bool {
-    let ours = e.root_cause().downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::InvalidData);
-    // Lines that are too long, for one. The constants are private: `v1/body.rs`, INVALID_CHUNK and INVALID_TRAILER_END.
-    ours || matches!(e.etype(), ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd"))
-}
-
 impl AsyncRead for Judged {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
@@ -254,9 +246,36 @@ mod tests {
     #[test]
     fn whatever_two_parsers_could_read_differently_is_refused_at_its_byte() {
         for bad in [
-            "\r", "\n", " ", ";", "g", "0x", "+1", "-1", "1 ", "1\n", "1\t", "1\r1", "1;a\n", "1;\0", "1;a\rb", "1\r\nab",
-            "1\r\na\n", "1\r\na\r\r", "1\r\na\r\n\r", "0\n", "0\r\n\n", "0\r\n \n", "0\r\na b:", "0\r\n:", "0\r\na:b\n",
-            "0\r\na:\0", "0\r\na:b\r\n ", "0\r\na\r", "0\r\n\r\r", "0000000000000000",
+            "\r",
+            "\n",
+            " ",
+            ";",
+            "g",
+            "0x",
+            "+1",
+            "-1",
+            "1 ",
+            "1\n",
+            "1\t",
+            "1\r1",
+            "1;a\n",
+            "1;\0",
+            "1;a\rb",
+            "1\r\nab",
+            "1\r\na\n",
+            "1\r\na\r\r",
+            "1\r\na\r\n\r",
+            "0\n",
+            "0\r\n\n",
+            "0\r\n \n",
+            "0\r\na b:",
+            "0\r\n:",
+            "0\r\na:b\n",
+            "0\r\na:\0",
+            "0\r\na:b\r\n ",
+            "0\r\na\r",
+            "0\r\n\r\r",
+            "0000000000000000",
         ] {
             let (start, last) = bad.as_bytes().split_at(bad.len() - 1);
             assert!(judge(&[start]).is_ok(), "{bad:?} without its last byte");

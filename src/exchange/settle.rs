@@ -164,7 +164,8 @@ impl Exchange {
             took: self.began.elapsed(),
             to_first_byte: self.first_byte.map(|at| at - self.began),
             added: until_dispatch.map(|took| took.saturating_sub(self.waited_for_body)),
-            generating: self.first_byte.zip(self.last_byte).map(|(first, last)| last - first),
+            // An answer that comes whole has its first byte when all is generated.
+            generating: self.first_byte.zip(self.last_byte).filter(|_| entry.stream == Some(true)).map(|(a, z)| z - a),
             model: model.map(|model| ledger.metrics.model(model)).unwrap_or_default(),
             role: entry
                 .agent_roles

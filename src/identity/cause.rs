@@ -1,6 +1,8 @@
 //! Why a credential does not hold, in words of a closed set: metric labels and the audit's `error`, never the client's
 //! reply, which has one wording for all of them (contract, section 5).
 
+/// No credential at all: [`Rejection::Missing`](super::Rejection::Missing).
+pub const MISSING: &str = "missing";
 /// `Authorization` or `x-api-key` is there twice.
 pub const REPEATED_CREDENTIAL: &str = "repeated_credential";
 /// `Authorization` and `x-api-key` carry different tokens.
@@ -37,6 +39,7 @@ pub const TOO_MANY_ROLES: &str = "too_many_roles";
 
 /// Every cause, for the metric that counts them.
 pub const CAUSES: &[&str] = &[
+    MISSING,
     REPEATED_CREDENTIAL,
     CONFLICTING_CREDENTIALS,
     NOT_BEARER,

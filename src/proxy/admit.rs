@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use super::Gateway;
 use crate::door::Ticket;
 use crate::exchange::{Exchange, Fault, PolicyWord};
-use crate::identity::{Caller, Rejection};
+use crate::identity::{Caller, Rejection, cause};
 use crate::intake::{self, Unread};
 use crate::ledger::Way;
 use crate::policy::{Denial, DenialKind, Facts};
@@ -88,6 +88,7 @@ impl Gateway {
             return self.answer_list(endpoint, session, exchange).await;
         }
         self.authorize(endpoint, exchange)?;
+        self.know_models(exchange).await?;
         self.write_down(exchange).await?;
         exchange.lease = match (&exchange.permit, &exchange.receipt) {
             (Some(permit), Some(receipt)) => Some(self.site.pool.lease(permit, receipt)),
@@ -101,7 +102,7 @@ impl Gateway {
         let verified = exchange.snapshot.verifier.verify(&session.req_header().headers, now_s());
         let caller = verified.map_err(|rejection| match rejection {
             Rejection::Missing => {
-                self.site.ledger.metrics.token_failed("missing");
+                self.site.ledger.metrics.token_failed(cause::MISSING);
                 Refusal::missing_token()
             }
             Rejection::Invalid(cause) => {
@@ -197,6 +198,22 @@ impl Gateway {
             ));
         }
         Ok(())
+    }
+
+    /// Just after the start the lists of models may not have been read yet, and a stub of a cloud model would pass as a local one:
+    /// the first requests wait for them. Behind the policy, because a request that is refused opens no connection.
+    async fn know_models(&self, exchange: &Exchange) -> std::result::Result<(), Refusal> {
+        let unread = self.site.pool.backends().iter().filter(|backend| !backend.catalogue.is_read());
+        if !self.site.catalogue || self.site.cloud_models {
+            return Ok(());
+        }
+        let mut was_unread = false;
+        for backend in unread {
+            was_unread = true;
+            // A backend that cannot be reached now cannot be reached by this request either, and it will be told so.
+            let _ = backend.catalogue.refresh(backend, &self.site.client, &self.site.ledger.metrics).await;
+        }
+        if was_unread { self.refuse_egress(exchange) } else { Ok(()) }
     }
 
     /// May they.

@@ -8,6 +8,8 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use crate::door::Ticket;
+use crate::identity::token_endpoint;
+use crate::ledger::Way;
 use crate::refusal::Refusal;
 
 impl Gateway {
@@ -16,7 +18,13 @@ impl Gateway {
         for (name, value) in refusal.headers() {
             head.insert_header(name, value.as_ref())?;
         }
-        let body = refusal.body(exchange.dialect, &exchange.request_id);
+        let body = if exchange.way == Way::Token {
+            // RFC 6749's members, and not kept by anybody (contract, section 2).
+            head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+            token_endpoint::error_body(refusal.code.as_str(), &refusal.detail)
+        } else {
+            refusal.body(exchange.dialect, &exchange.request_id)
+        };
         exchange.refusal = Some(refusal);
         answer(session, exchange, head, Bytes::from(body)).await
     }

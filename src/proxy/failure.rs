@@ -4,7 +4,7 @@ use pingora::prelude::*;
 use pingora_proxy::{FailToProxy, Session};
 
 use super::Gateway;
-use crate::door::{CUT, SLOW_READER, Ticket, is_bad_framing};
+use crate::door::{CUT, SLOW_READER, Ticket};
 use crate::exchange::Fault;
 use crate::intake;
 use crate::refusal::Refusal;
@@ -39,7 +39,7 @@ impl Gateway {
             return Some(refusal);
         }
         match fault_of(e) {
-            Fault::Client if is_bad_framing(e) => Some(intake::malformed_body()),
+            Fault::Client if intake::is_bad_framing(e) => Some(intake::malformed_body()),
             Fault::Client => None,
             Fault::SlowClient => Some(Refusal::slow_reader()),
             // Pingora's own answer to a time-out is 502 (traps, Pingora 3); the contract says 504.
@@ -60,7 +60,8 @@ impl Gateway {
 
 /// Keeps whose fault an error was.
 pub(super) fn note(exchange: &mut Ticket, e: Option<&Error>) {
-    let told = |e: &&Error| *e.etype() == CUT || *e.etype() == ErrorType::Custom("Refused") || is_bad_framing(e);
+    let told =
+        |e: &&Error| *e.etype() == CUT || *e.etype() == ErrorType::Custom("Refused") || intake::is_bad_framing(e);
     if let Some(e) = e.filter(|e| !told(e)) {
         exchange.fault.get_or_insert(fault_of(e));
     }

@@ -32,25 +32,26 @@ pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
     })
 }
 
-/// The parts that are files which an operator edits while we run; the rest stays.
-pub fn reloaded(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
-    Ok(Snapshot {
-        verifier: Arc::clone(&last.verifier),
-        issuer: last.issuer.clone(),
-        jwks: last.jwks.clone(),
-        policy: Arc::new(load_policy(config)?),
-        agents: Arc::new(load_agents(config)?),
-    })
+/// The policy, read anew; the rest stays.
+pub fn with_new_policy(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
+    Ok(Snapshot { policy: Arc::new(load_policy(config)?), ..last.clone() })
 }
 
-/// Of the policy folder and of the agents file.
-pub type Fingerprint = (Option<Option<policy::Fingerprint>>, Option<(std::time::SystemTime, u64)>);
+/// The agents, read anew; the rest stays. Apart from the policy, so that an agent can be suspended while a policy is broken.
+pub fn with_new_agents(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
+    Ok(Snapshot { agents: Arc::new(load_agents(config)?), ..last.clone() })
+}
 
-/// Changes when one of the files of [`reloaded`] does.
-pub fn fingerprint(config: &Config) -> Fingerprint {
-    let policy = (!config.policy.dir.as_os_str().is_empty()).then(|| policy::fingerprint(&config.policy.dir).ok());
-    let agents = std::fs::metadata(&config.identity.agents_file).ok();
-    (policy, agents.and_then(|file| Some((file.modified().ok()?, file.len()))))
+/// Changes when a file of the policy does. `None`: the policy built into the program, or a folder that cannot be read.
+pub fn policy_fingerprint(config: &Config) -> Option<policy::Fingerprint> {
+    let dir = &config.policy.dir;
+    (!dir.as_os_str().is_empty()).then(|| policy::fingerprint(dir).ok()).flatten()
+}
+
+/// Changes when the agents file does.
+pub fn agents_fingerprint(config: &Config) -> Option<(std::time::SystemTime, u64)> {
+    let file = std::fs::metadata(&config.identity.agents_file).ok()?;
+    Some((file.modified().ok()?, file.len()))
 }
 
 pub fn policy_settings(config: &Config) -> policy::Settings {

@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use super::{ServerError, assemble};
 use crate::config::Config;
 use crate::live::Cut;
+use crate::policy;
 use crate::site::Site;
+use crate::snapshot::Snapshot;
 
 /// After the cut: a stream needs no more than a moment to end with its error frame.
 const AFTER_CUT: Duration = Duration::from_secs(3);
@@ -43,25 +45,43 @@ pub async fn drain(site: &Site, within: Duration, close_public: watch::Sender<bo
     }
 }
 
-/// Looks for changes of the policy and the agents, and swaps them in: all or nothing. A broken change leaves what works.
-pub async fn watch_files(site: Arc<Site>, config: Config) {
-    let mut seen = assemble::fingerprint(&config);
+/// What the files looked like when they were last loaded.
+pub struct Seen {
+    policy: Option<policy::Fingerprint>,
+    agents: Option<(std::time::SystemTime, u64)>,
+}
+
+impl Seen {
+    /// To be taken before the files are loaded, so that a change in between is seen the next time.
+    pub fn now(config: &Config) -> Seen {
+        Seen { policy: assemble::policy_fingerprint(config), agents: assemble::agents_fingerprint(config) }
+    }
+}
+
+/// Looks for changes of the policy and of the agents, and swaps them in. A broken change leaves what works.
+pub async fn watch_files(site: Arc<Site>, config: Config, mut seen: Seen) {
     loop {
         tokio::time::sleep(config.policy.reload).await;
-        let now = assemble::fingerprint(&config);
-        if now == seen {
-            continue;
+        let now = Seen::now(&config);
+        if now.policy != seen.policy {
+            swap(&site, "policy", assemble::with_new_policy(&config, &site.snapshot.load()));
+        }
+        if now.agents != seen.agents {
+            swap(&site, "agents", assemble::with_new_agents(&config, &site.snapshot.load()));
         }
         seen = now;
-        match assemble::reloaded(&config, &site.snapshot.load()) {
-            Ok(snapshot) => {
-                log::info!("reloaded: policy revision {}", snapshot.policy.revision());
-                site.snapshot.store(Arc::new(snapshot));
-            }
-            Err(why) => {
-                site.ledger.metrics.policy_reload_failed();
-                log::error!("not reloaded, the last good one stays: {why}");
-            }
+    }
+}
+
+fn swap(site: &Site, what: &str, reloaded: Result<Snapshot, String>) {
+    match reloaded {
+        Ok(snapshot) => {
+            log::info!("{what} reloaded; policy revision {}", snapshot.policy.revision());
+            site.snapshot.store(Arc::new(snapshot));
+        }
+        Err(why) => {
+            site.ledger.metrics.policy_reload_failed();
+            log::error!("{what} not reloaded, the last good one stays: {why}");
         }
     }
 }

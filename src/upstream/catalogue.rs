@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,6 +21,7 @@ const LIMIT_BYTES: usize = 16 << 20;
 pub struct Catalogue {
     /// By canonical name: whether the model is a stub of one on ollama.com.
     models: ArcSwap<HashMap<String, Source>>,
+    read: AtomicBool,
 }
 
 impl Catalogue {
@@ -27,6 +29,11 @@ impl Catalogue {
     /// (ollama-wire, section 6.3). `None`: the model is not known.
     pub fn source(&self, model: &ModelRef) -> Option<Source> {
         self.models.load().get(&model.canonical()).copied()
+    }
+
+    /// Whether the list was ever read. Before that a stub of a cloud model cannot be told from a local one.
+    pub fn is_read(&self) -> bool {
+        self.read.load(Ordering::Acquire)
     }
 
     /// Reads the list of one backend. The catalogue keeps what it knew where that fails.
@@ -43,6 +50,7 @@ impl Catalogue {
                 models.insert(canonical, if entry.remote { Source::Cloud } else { model.source });
             }
             self.models.store(Arc::new(models));
+            self.read.store(true, Ordering::Release);
         }
         reply.map(|_| ())
     }
