@@ -152,6 +152,9 @@ fn execute(cli: Cli) -> Result<(), Failure> {
             Err(e) => Err(Failure::runtime(format!("the simulator cannot listen: {e}"))),
         };
     }
+    if !matches!(command, Command::Serve | Command::Demo) {
+        end_with_the_reader();
+    }
     let config = load(&settings)?;
     match command {
         Command::Serve => serve(config),
@@ -234,6 +237,12 @@ fn shut_up_panics() {
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         eprintln!("behavry-ollama-proxy: a fault of ours{place}; please report it");
     }));
+}
+
+/// `check | head -1`: a reader that has enough ends the command, and is no fault of ours. Whoever serves must not die of it.
+fn end_with_the_reader() {
+    // SAFETY: SIG_DFL installs no code, and no thread runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Past `RLIMIT_FSIZE` a write would kill the process; ignored, it fails with EFBIG, and the audit says so.

@@ -102,7 +102,7 @@ impl Intake {
         }
         let began = Instant::now();
         // What is declared is not believed all at once: memory follows what has arrived.
-        let mut body = BytesMut::with_capacity(declared.clamp(first.len() * 2, 1 << 20));
+        let mut body = BytesMut::with_capacity(declared.min(1 << 20).max(first.len() * 2));
         body.extend_from_slice(&first);
         loop {
             let pace = self.idle * (2 + (body.len() / PACE_BYTES) as u32);

@@ -111,7 +111,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     Ok(())
 }
 
-fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) -> Site {
+/// What all requests share, from its parts.
+pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) -> Site {
     let configured = &config.backend[0]; // the configuration refuses any other number than one
     let backend = Backend::new(
         configured.name.clone(),
@@ -139,6 +140,7 @@ fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) ->
         cloud_models: config.egress.cloud_models,
         catalogue: !config.catalogue.refresh.is_zero(),
         silence: config.backend_timeouts.silence,
+        token_requests: Semaphore::new(256), // some seconds of hashing
         hashing: Semaphore::new(2),
         draining: AtomicBool::new(false),
     }

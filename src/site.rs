@@ -37,6 +37,9 @@ pub struct Site {
     pub catalogue: bool,
     /// How long a backend may be silent.
     pub silence: Duration,
+    /// Token requests at once, waiting for their body or for `hashing`: whoever sends them is a stranger still, and may not take the
+    /// places of those who have a token.
+    pub token_requests: Semaphore,
     /// argon2 at once: each takes 19 MiB and some 20 ms of a core.
     pub hashing: Semaphore,
     /// Set once, when the process is asked to stop.

@@ -66,7 +66,8 @@ pub async fn read_head(
             return Err(HeadFault::Malformed("bare_lf"));
         }
         searched = buffer.len().saturating_sub(3);
-        let until = if buffer.is_empty() {
+        let waiting = buffer.is_empty() || buffer[..] == *b"\r"; // half of an empty line is no request yet
+        let until = if waiting {
             idle_until
         } else {
             *deadline.get_or_insert_with(|| Instant::now() + settings.head)
@@ -76,7 +77,7 @@ pub async fn read_head(
         match timeout(wait, stream.read_buf(buffer)).await {
             Ok(Ok(n)) if n > 0 => {}
             Ok(_) => return Err(HeadFault::Gone),
-            Err(_) if buffer.is_empty() => return Err(HeadFault::Gone),
+            Err(_) if waiting => return Err(HeadFault::Gone),
             Err(_) => return Err(HeadFault::TooSlow),
         }
     }

@@ -168,7 +168,7 @@ impl Metrics {
             make.histogram("policy_evaluation_seconds", "Time of one policy decision, over all roles.", POLICY_SECONDS);
         let policy_reload_failures = make.counter(
             "policy_reload_failures_total",
-            "Changes of the policy that did not load; the last good one stayed.",
+            "Changes of the policy or of the agents that did not load; the last good one stayed.",
         );
         let token_failures =
             make.counters("token_verification_failures_total", "Tokens that did not verify, by cause.", &["cause"]);

@@ -41,7 +41,9 @@ impl Gateway {
             }
         };
         self.clean(exchange, head)?;
-        if session.req_header().version == http::Version::HTTP_10 {
+        if session.req_header().version == http::Version::HTTP_10
+            && !head.headers.contains_key(http::header::CONTENT_LENGTH)
+        {
             // It knows no chunks: the connection's end is the body's (ollama-wire, section 1). Pingora would send chunks all the same.
             head.remove_header(&http::header::TRANSFER_ENCODING);
             exchange.link.close_connection();

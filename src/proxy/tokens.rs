@@ -1,6 +1,7 @@
 //! The token endpoint and the key set: answered here, never by a backend.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
@@ -16,12 +17,20 @@ use crate::refusal::Refusal;
 
 /// An id and a secret are short.
 const BODY_BYTES: usize = 16 * 1024;
+/// They come in one packet, and a slow one holds a place.
+const BODY_IDLE: Duration = Duration::from_secs(5);
 
 impl Gateway {
     pub(super) async fn answer_token(&self, session: &mut Session, exchange: &mut Ticket) -> Result<Admitted, Refusal> {
+        let Ok(_place) = self.site.token_requests.try_acquire() else {
+            return Err(Refusal::queue_full("too many token requests at once"));
+        };
         // Nobody is known yet: a stranger's body may not take the room of those who are, however it is framed.
-        let small =
-            Intake { limit_bytes: BODY_BYTES, idle: self.site.intake.idle, memory: self.site.intake.memory.clone() };
+        let small = Intake {
+            limit_bytes: BODY_BYTES,
+            idle: self.site.intake.idle.min(BODY_IDLE),
+            memory: self.site.intake.memory.clone(),
+        };
         let (body, held) = small.read(session).await.map_err(|unread| refuse_unread(exchange, unread))?;
         exchange.held = Some(held);
         let content_type =

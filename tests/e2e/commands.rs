@@ -471,3 +471,20 @@ impl Drop for Demo {
         let _ = self.child.wait();
     }
 }
+
+#[test]
+fn a_reader_that_has_enough_ends_a_command_without_a_complaint() {
+    let home = tempfile::tempdir().expect("a folder");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_behavry-ollama-proxy"))
+        .arg("check")
+        .env_clear()
+        .env("BEHAVRY_STATE_DIR", home.path())
+        .env("BEHAVRY_JWT_ALGORITHM", "EdDSA") // a key of it is made at once
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let done = child.wait_with_output().expect("it ends");
+    assert_eq!(String::from_utf8_lossy(&done.stderr), "");
+}
