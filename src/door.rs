@@ -26,6 +26,7 @@ use bytes::BytesMut;
 use futures::FutureExt;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 use pingora::time::timeout;
@@ -46,6 +47,9 @@ use self::downstream::Downstream;
 use self::head::HeadFault;
 use crate::exchange::Exchange;
 use crate::site::Site;
+
+/// Streams of one h2 connection at once: what HTTP/2 itself recommends as the least (RFC 9113, section 6.5.2), and h2's usual default.
+const H2_STREAMS: u32 = 100;
 
 /// Limits of the door. The values and their reasons are in `config`.
 pub struct DoorSettings {
@@ -194,8 +198,12 @@ impl<P: HttpServerApp + Send + Sync + 'static> HttpServerApp for H2Face<P> {
         self.0.serve(session, shutdown).await;
         None
     }
-    fn h2_options(&self) -> Option<pingora::protocols::http::v2::server::H2Options> {
-        self.0.proxy.h2_options()
+    fn h2_options(&self) -> Option<H2Options> {
+        // Pingora's defaults know nothing of our limits.
+        let mut options = H2Options::new();
+        options.max_header_list_size(u32::try_from(self.0.settings.head_bytes).unwrap_or(u32::MAX));
+        options.max_concurrent_streams(H2_STREAMS);
+        Some(options)
     }
     fn server_options(&self) -> Option<&HttpServerOptions> {
         Some(&self.0.h2c)

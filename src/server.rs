@@ -31,6 +31,9 @@ pub mod assemble;
 mod lifecycle;
 mod listen;
 
+/// A scraper, a few people.
+const OPERATOR_CONNECTIONS: usize = 256;
+
 /// Why the proxy did not start, or stopped.
 #[derive(Debug)]
 pub enum ServerError {
@@ -95,8 +98,11 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     // Each side has its own signal: the operator's pages outlive the drain that they show.
     let (close_public, public_closing) = watch::channel(false);
     let (close_operator, operator_closing) = watch::channel(false);
-    tokio::spawn(listen::accept(public, Arc::new(door), public_closing));
-    tokio::spawn(listen::accept(operator, Arc::new(Operator::app(Arc::clone(&site))), operator_closing));
+    let counted = Arc::clone(&site);
+    let turned_away = move || counted.ledger.metrics.unparsed("too_many_connections");
+    tokio::spawn(listen::accept(public, Arc::new(door), public_closing, config.limits.connections, turned_away));
+    let operators = Arc::new(Operator::app(Arc::clone(&site)));
+    tokio::spawn(listen::accept(operator, operators, operator_closing, OPERATOR_CONNECTIONS, || {}));
     if !config.catalogue.refresh.is_zero() {
         let (site, every) = (Arc::clone(&site), config.catalogue.refresh);
         tokio::spawn(async move { catalogue::keep_fresh(&site.pool, &site.client, &site.ledger.metrics, every).await });

@@ -144,6 +144,10 @@ pub struct Limits {
     /// Requests being served at once; past it 503 `queue_full`. Default 10000.
     #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
     pub in_flight: usize,
+    /// Client connections open at once, idle ones included; past it a new one is closed at once. Default 20000, twice
+    /// `in_flight`: descriptors and memory are bounded even where nobody sends anything.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
+    pub connections: usize,
     /// How long an idle client connection is kept. Default 60 s; 0 closes after each reply.
     #[serde(
         rename = "keepalive_s",
@@ -190,6 +194,7 @@ impl Default for Limits {
             head_timeout: Duration::from_millis(10_000),
             body_idle: Duration::from_millis(30_000),
             in_flight: 10_000,
+            connections: 20_000,
             keepalive: Duration::from_secs(60),
             reply_buffer_bytes: 8 * MIB,
             slow_reader_stall: Duration::from_millis(30_000),
@@ -233,7 +238,7 @@ pub struct Identity {
     pub jwks_file: PathBuf,
     /// The agents of the built-in issuer. Empty: `agents.toml` in the state folder. Variable `BEHAVRY_AGENTS_FILE`.
     pub agents_file: PathBuf,
-    /// How far two clocks may differ. Default 30 s.
+    /// How far two clocks may differ. Default 30 s: agents run on laptops and in containers whose clocks nobody watches.
     #[serde(
         rename = "leeway_s",
         deserialize_with = "values::seconds::<_, 0, 600>",

@@ -499,6 +499,7 @@ head_bytes = 32768
 head_timeout_ms = 10000
 body_idle_ms = 30000
 in_flight = 10000
+connections = 20000
 keepalive_s = 60
 reply_buffer_bytes = 8388608
 slow_reader_stall_ms = 30000

@@ -62,16 +62,14 @@ pub async fn read_head(
         }
         // At once: the end that some other parser sees behind it may never come.
         let unseen = searched..buffer.len();
-        if memchr::memchr_iter(b'\n', &buffer[unseen]).any(|at| searched + at == 0 || buffer[searched + at - 1] != b'\r') {
+        if memchr::memchr_iter(b'\n', &buffer[unseen])
+            .any(|at| searched + at == 0 || buffer[searched + at - 1] != b'\r')
+        {
             return Err(HeadFault::Malformed("bare_lf"));
         }
         searched = buffer.len().saturating_sub(3);
         let waiting = buffer.is_empty() || buffer[..] == *b"\r"; // half of an empty line is no request yet
-        let until = if waiting {
-            idle_until
-        } else {
-            *deadline.get_or_insert_with(|| Instant::now() + settings.head)
-        };
+        let until = if waiting { idle_until } else { *deadline.get_or_insert_with(|| Instant::now() + settings.head) };
         let wait = until.saturating_duration_since(Instant::now());
         buffer.reserve(4096);
         match timeout(wait, stream.read_buf(buffer)).await {

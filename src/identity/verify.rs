@@ -25,8 +25,7 @@ pub struct VerifierSettings {
     pub audience: Option<String>,
     /// Seconds granted to `exp` and `nbf` for clocks that differ.
     ///
-    /// Five: machines that run NTP agree to well under a second, and a revoked or expired session should end when it
-    /// says. jsonwebtoken's own default is 60.
+    /// `identity.leeway_s` of the configuration says how many. Five here, for whoever does not say: jsonwebtoken's own default is 60.
     pub leeway_s: u64,
 }
 

@@ -18,8 +18,7 @@ impl Gateway {
             return Error::e_explain(ErrorType::InternalError, "no lease"); // `admit` gives one or refuses
         };
         let addresses = lease.backend().addresses().await;
-        let Some(address) = addresses.ok().and_then(|all| all.get(exchange.unreachable % all.len()).copied())
-        else {
+        let Some(address) = addresses.ok().and_then(|all| all.get(exchange.unreachable % all.len()).copied()) else {
             let url = lease.backend().url.to_string();
             exchange.refusal =
                 Some(Refusal::backend_unreachable(&[&url]).because("the backend's name does not resolve"));

@@ -10,7 +10,7 @@ use pingora::apps::ServerApp;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::ServerError;
 
@@ -27,13 +27,16 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
     bound.map_err(|e| ServerError::Runtime(format!("cannot listen on {address}: {e}; is another process using it?")))
 }
 
-/// Accepts until `closing`; what runs goes on.
+/// Accepts until `closing`; what runs goes on. At most `most` connections at once: `turned_away` is told of each one more.
 pub async fn accept<A: ServerApp + Send + Sync + 'static>(
     listener: TcpListener,
     app: Arc<A>,
     closing: watch::Receiver<bool>,
+    most: usize,
+    turned_away: impl Fn(),
 ) {
     let mut stop = closing.clone();
+    let places = Arc::new(Semaphore::new(most));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -48,6 +51,10 @@ pub async fn accept<A: ServerApp + Send + Sync + 'static>(
                 continue;
             }
         };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            turned_away(); // dropped, which closes it: there is no room to say more
+            continue;
+        };
         let _ = socket.set_nodelay(true); // 40 ms steps are the classic fault of gateways (traps, Pingora 18)
         let fd = socket.as_raw_fd();
         let mut stream = L4Stream::from(socket);
@@ -58,6 +65,7 @@ pub async fn accept<A: ServerApp + Send + Sync + 'static>(
             while let Some(stream) = next {
                 next = app.process_new(stream, &closing).await;
             }
+            drop(place);
         });
     }
 }
