@@ -63,13 +63,13 @@ pub enum BuiltinErrors {
 pub struct Settings {
     pub builtin_errors: BuiltinErrors,
     /// Longest time for one decision, over all its roles and models. Past it the request is refused. The default of
-    /// 100 ms is a thousand times what a decision takes, so that a busy machine does not deny at random.
+    /// 500 ms of wall clock is ten thousand times what a decision takes, so that a busy machine does not deny at random.
     pub timeout_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { builtin_errors: BuiltinErrors::Strict, timeout_ms: 100 }
+        Settings { builtin_errors: BuiltinErrors::Strict, timeout_ms: 500 }
     }
 }
 

@@ -329,7 +329,7 @@ pub struct Policy {
     pub dir: PathBuf,
     /// `strict` (default: what fails refuses) or `undefined` (verdicts as OPA's).
     pub builtin_errors: BuiltinErrors,
-    /// Longest evaluation of one request; past it the request is refused. Default 100 ms, a thousand times what one
+    /// Longest evaluation of one request; past it the request is refused. Default 500 ms of wall clock: ten thousand times what one
     /// takes.
     #[serde(
         rename = "timeout_ms",
@@ -351,7 +351,7 @@ impl Default for Policy {
         Policy {
             dir: PathBuf::new(),
             builtin_errors: BuiltinErrors::Strict,
-            timeout: Duration::from_millis(100),
+            timeout: Duration::from_millis(500),
             reload: Duration::from_secs(2),
         }
     }

@@ -522,7 +522,7 @@ token_ttl_s = 3600
 [policy]
 dir = ""
 builtin_errors = "strict"
-timeout_ms = 100
+timeout_ms = 500
 reload_s = 2
 
 [audit]

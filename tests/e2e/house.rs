@@ -17,7 +17,7 @@ use crate::client::{Reply, Request};
 /// No test waits longer for anything; a machine under load may be slow, and a deadline decides no test but by never coming.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const KEY: &[u8] = include_bytes!("../fixtures/keys/ed25519.private.pem");
+pub const KEY: &[u8] = include_bytes!("../fixtures/keys/ed25519.private.pem");
 
 /// What differs from an ordinary proxy.
 pub struct Plan {

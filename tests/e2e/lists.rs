@@ -274,3 +274,20 @@ async fn one_model_of_the_list_is_decided_like_any_other_request() {
     assert_eq!(reply.status, 404);
     assert!(reply.body == own.body, "Ollama's own 404 passes unchanged");
 }
+
+/// While a list is fetched the client is watched for leaving: what it sends early must not be lost by that.
+#[tokio::test]
+async fn requests_that_come_while_a_list_is_fetched_are_answered_in_their_order() {
+    let house = House::open().await;
+    let token = house.token();
+    let mut connection = Connection::open(house.public).await;
+    let mut bytes = Vec::new();
+    for path in ["/api/tags", "/v1/models", "/api/version", "/api/ps"] {
+        bytes.extend_from_slice(&Request::get(path).bearer(&token).id(path).head_bytes());
+    }
+    connection.write(&bytes).await;
+    for path in ["/api/tags", "/v1/models", "/api/version", "/api/ps"] {
+        let reply = connection.reply(false).await.expect("a reply");
+        assert_eq!((reply.status, reply.header("x-request-id")), (200, Some(path)));
+    }
+}
