@@ -3,4 +3,24 @@
 mod client;
 mod house;
 
+mod audit;
+mod auth;
+mod backends;
+mod backstage;
+mod bare_door;
+mod bodies;
+mod commands;
+mod door;
 mod governed;
+mod h2_client;
+mod leaving;
+mod lists;
+mod metrics;
+mod policy;
+mod privacy;
+mod puppet;
+mod readme;
+mod routes;
+mod shutdown;
+mod smuggling;
+mod streaming;

@@ -1,0 +1,98 @@
+//! A backend that is moved by hand: each byte of its reply is sent when a test says so, so that a test knows what the other
+//! side can have seen by then.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::house::PATIENCE;
+
+pub struct Puppet {
+    listener: TcpListener,
+}
+
+impl Puppet {
+    pub async fn listen() -> Puppet {
+        Puppet { listener: TcpListener::bind("127.0.0.1:0").await.expect("a free port") }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.listener.local_addr().expect("it listens"))
+    }
+
+    /// The next connection, which has not sent anything as far as we know.
+    pub async fn accept(&self) -> Hand {
+        let accepted = timeout(PATIENCE, self.listener.accept()).await.expect("a connection comes in time");
+        let (stream, _) = accepted.expect("accepted");
+        stream.set_nodelay(true).expect("a socket");
+        Hand { stream, unread: Vec::new() }
+    }
+}
+
+/// One connection of the proxy.
+pub struct Hand {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+impl Hand {
+    /// Reads one request with a Content-Length, or without a body.
+    pub async fn request(&mut self) -> String {
+        let head_end = loop {
+            if let Some(at) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert!(self.more().await, "the connection ended before a request");
+        };
+        let head = String::from_utf8_lossy(&self.unread[..head_end]).to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+        let length: usize = length.map_or(0, |length| length.trim().parse().expect("a length"));
+        while self.unread.len() < head_end + length {
+            assert!(self.more().await, "the connection ended within a request");
+        }
+        String::from_utf8_lossy(&self.unread.drain(..head_end + length).collect::<Vec<u8>>()).into_owned()
+    }
+
+    pub async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("in time").expect("written");
+    }
+
+    /// The head of a stream.
+    pub async fn open_stream(&mut self, content_type: &str) {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n");
+        self.say(head).await;
+    }
+
+    pub async fn chunk(&mut self, bytes: &[u8]) {
+        let mut framed = format!("{:x}\r\n", bytes.len()).into_bytes();
+        framed.extend_from_slice(bytes);
+        framed.extend_from_slice(b"\r\n");
+        self.say(framed).await;
+    }
+
+    /// A whole reply in JSON.
+    pub async fn answer(&mut self, status: &str, body: &str) {
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.say(head + body).await;
+    }
+
+    /// Waits until the proxy closes this connection.
+    pub async fn closed(&mut self) {
+        while self.more().await {}
+    }
+
+    /// One more read. False: the connection has ended.
+    async fn more(&mut self) -> bool {
+        let mut buffer = [0u8; 16 * 1024];
+        match timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("something comes in time") {
+            Ok(0) | Err(_) => false,
+            Ok(n) => {
+                self.unread.extend_from_slice(&buffer[..n]);
+                true
+            }
+        }
+    }
+}
