@@ -83,6 +83,16 @@ impl Backend {
         self.addresses.lock().as_ref().map_or(0, |(_, known)| known.len())
     }
 
+    /// The first `unreachable` of the known addresses could not be connected to: the next requests begin with the one that could.
+    pub fn put_first(&self, unreachable: usize) {
+        if let Some((_, known)) = &mut *self.addresses.lock()
+            && !known.is_empty()
+        {
+            let length = known.len();
+            known.rotate_left(unreachable % length);
+        }
+    }
+
     /// All addresses of the backend's name. `localhost` may be `::1` first, where Ollama listens on 127.0.0.1 only.
     pub async fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
         if let Some((at, known)) = &*self.addresses.lock()

@@ -76,9 +76,16 @@ impl TokenError {
     }
 }
 
-/// An error in this endpoint's shape, also for the refusals that are made elsewhere (too many requests, too large).
+/// An error in this endpoint's shape.
 pub fn error_body(code: &str, detail: &str) -> Vec<u8> {
     json!({"error": code, "detail": detail}).to_string().into_bytes()
+}
+
+/// A refusal that was made elsewhere (too large, too slow, too many), in this endpoint's shape: `error` is one of RFC 6749's words,
+/// `code` is ours.
+pub fn refusal_body(detail: &str, code: &str, status: u16) -> Vec<u8> {
+    let error = if status < 500 { "invalid_request" } else { "temporarily_unavailable" };
+    json!({"error": error, "detail": detail, "code": code}).to_string().into_bytes()
 }
 
 /// The reply to a good request.

@@ -21,7 +21,7 @@ impl Gateway {
         let body = if exchange.way == Way::Token {
             // RFC 6749's members, and not kept by anybody (contract, section 2).
             head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
-            token_endpoint::error_body(refusal.code.as_str(), &refusal.detail)
+            token_endpoint::refusal_body(&refusal.detail, refusal.code.as_str(), refusal.status())
         } else {
             refusal.body(exchange.dialect, &exchange.request_id)
         };

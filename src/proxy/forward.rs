@@ -33,6 +33,9 @@ impl Gateway {
         self.site.ledger.metrics.upstream_connection(reused);
         if let Some(lease) = &exchange.lease {
             catalogue::note(lease.backend(), true, &self.site.ledger.metrics);
+            if exchange.unreachable > 0 {
+                lease.backend().put_first(exchange.unreachable);
+            }
         }
     }
 

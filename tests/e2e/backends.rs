@@ -6,7 +6,7 @@ use behavry_ollama_proxy::simulator::{Fault, Seen};
 use serde_json::{Value, json};
 
 use crate::client::{Connection, End, Reply, Request};
-use crate::house::{House, PATIENCE, Plan, wait_until};
+use crate::house::{House, Plan};
 use crate::puppet::Puppet;
 
 const PATHS: [&str; 2] = ["/api/chat", "/v1/chat/completions"];

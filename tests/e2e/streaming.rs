@@ -279,7 +279,8 @@ async fn a_reply_that_is_no_stream_though_one_was_asked_for_passes_as_it_is() {
         let passed = house.send(Request::post(path, body).bearer(&house.token()).id(id)).await;
         assert_eq!(passed.status, 200, "{id}");
         assert_eq!(passed.header("content-type"), Some("application/json; charset=utf-8"), "{id}");
-        assert_eq!(passed.header("content-length"), direct.header("content-length"), "{id}");
+        // Its durations have as many digits as they have; what is announced is what comes.
+        assert_eq!(passed.header("content-length"), Some(passed.body.len().to_string().as_str()), "{id}");
         assert_eq!(masked(&passed.body), masked(&direct.body), "{id}");
         let record = house.final_of(id).await;
         assert_eq!(record["extra"]["outcome"], "complete", "{id}");
