@@ -69,10 +69,6 @@ impl Backend {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
-    }
-
     /// Whether that is news.
     pub fn note_up(&self, up: bool) -> bool {
         self.up.swap(up, Ordering::Relaxed) != up

@@ -90,10 +90,7 @@ impl Gateway {
         self.authorize(endpoint, exchange)?;
         self.know_models(exchange).await?;
         self.write_down(exchange).await?;
-        exchange.lease = match (&exchange.permit, &exchange.receipt) {
-            (Some(permit), Some(receipt)) => Some(self.site.pool.lease(permit, receipt)),
-            _ => return Err(Refusal::internal_error()),
-        };
+        self.lease(exchange)?;
         Ok(Admitted::Forward)
     }
 
@@ -240,6 +237,15 @@ impl Gateway {
         let model = exchange.canonical_model();
         let written = self.site.ledger.record(&exchange.entry(model.as_deref()));
         exchange.receipt = Some(written.await.map_err(|e| Refusal::audit_unavailable(e.as_str()))?);
+        Ok(())
+    }
+
+    /// Where to: only with the permit and the receipt, which the steps before have left.
+    pub(super) fn lease(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
+        let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
+            return Err(Refusal::internal_error()); // the order of the steps has been broken
+        };
+        exchange.lease = Some(self.site.pool.lease(permit, receipt));
         Ok(())
     }
 }

@@ -36,10 +36,7 @@ impl Gateway {
         let empty_denied = open.empty_allowed().err().cloned();
         exchange.permit = Some(open.into_permit());
         self.write_down(exchange).await?;
-        exchange.lease = match (&exchange.permit, &exchange.receipt) {
-            (Some(permit), Some(receipt)) => Some(self.site.pool.lease(permit, receipt)),
-            _ => return Err(Refusal::internal_error()),
-        };
+        self.lease(exchange)?;
 
         let reply = tokio::select! { biased;
             reply = self.fetch_list(exchange) => reply?,

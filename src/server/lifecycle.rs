@@ -1,7 +1,6 @@
 //! Signals, reload, drain. Pingora's own SIGTERM sleeps 300 s whatever happens, and tasks that it ends never settle (traps, Pingora 8).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,7 +32,7 @@ pub async fn until_asked_to_stop(mut stop: watch::Receiver<bool>) -> Result<(), 
 
 /// No new connections; what runs may finish within `within`, then it is cut with an error frame; every record is written.
 pub async fn drain(site: &Site, within: Duration, close_public: watch::Sender<bool>) {
-    site.draining.store(true, Ordering::Relaxed);
+    site.drain();
     let _ = close_public.send(true); // nobody listens: every connection is closed already
     if tokio::time::timeout(within, site.live.emptied()).await.is_err() {
         log::warn!("{} requests still run after {within:?}; they are cut", site.live.running());
