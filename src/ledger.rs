@@ -4,6 +4,7 @@
 //! - [`audit`]: one thread owns the file, writes in groups, and gives receipts.
 //! - [`fold`]: refusals of strangers, counted instead of written one by one.
 //! - [`metrics`]: every metric of the proxy, named here and nowhere else.
+//! - [`trail`]: reads the audit back, also while it is written.
 //!
 //! The rule (contract, section 6): a request is forwarded only against a [`Receipt`] that its `request` record is written, and room
 //! for its later records is reserved with it. Every request that was parsed has exactly one `final` record, which
@@ -19,6 +20,7 @@ pub mod audit;
 pub mod fold;
 pub mod metrics;
 pub mod record;
+pub mod trail;
 
 pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Receipt};
 pub use metrics::{Metrics, ModelLabel, RoleLabel, Way};
