@@ -1,6 +1,7 @@
 //! What happened. One record, several readers: the audit's durable lines, and the metrics.
 //!
-//! - [`record`]: one JSON line of the audit, built from an [`Entry`].
+//! - [`record`]: one record of the audit, built from an [`Entry`].
+//! - [`chain`]: the format on disk: lines, their hashes, marks, names.
 //! - [`audit`]: one thread owns the file, writes in groups, and gives receipts.
 //! - [`fold`]: refusals of strangers, counted instead of written one by one.
 //! - [`metrics`]: every metric of the proxy, named here and nowhere else.
@@ -17,6 +18,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub mod audit;
+pub mod chain;
 pub mod fold;
 pub mod metrics;
 pub mod record;

@@ -322,7 +322,7 @@ impl Drop for Receipt {
             }
         };
         let mut line = Vec::with_capacity(request.len() + 64);
-        record.write_line(&mut line);
+        record.write_event(&mut line);
         self.finish(&line);
     }
 }
@@ -571,7 +571,7 @@ fn with_line<T>(phase: Phase, outcome: Option<Outcome>, entry: &Entry<'_>, then:
     // A thread that ends has no such memory any more, but may still drop a receipt.
     let mut line = LINE.try_with(Cell::take).unwrap_or_default();
     line.clear();
-    Record::new(id, now, phase, outcome, entry).write_line(&mut line);
+    Record::new(id, now, phase, outcome, entry).write_event(&mut line);
     let result = then(&line);
     let _ = LINE.try_with(|kept| kept.set(line));
     result

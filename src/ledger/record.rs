@@ -1,4 +1,4 @@
-//! One audit record: a JSON line of Behavry's columns and `extra` (contract, section 6).
+//! One audit record: Behavry's columns and `extra` (contract, section 6), in the canonical form of [`super::chain`].
 //!
 //! A [`Record`] is built from an [`Entry`] (what the proxy knows, borrowed) and writes itself: serde_json with a formatter that
 //! escapes as we do costs 20,000 instructions a record (each key is a string to be escaped there), this a tenth, and two records are
@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Deserializer, de};
 use uuid::Uuid;
 
-use super::{Outcome, Phase};
+use super::{Outcome, Phase, chain};
 
 /// `tool_name` of every record (contract, section 1).
 pub const TOOL_NAME: &str = "ollama-api";
@@ -81,7 +81,7 @@ pub struct Entry<'a> {
     pub error: Option<&'a str>,
 }
 
-/// One line. The fields' order is the order in the line.
+/// One record, without the two hashes that chain its line.
 #[derive(Deserialize)]
 pub struct Record<'a> {
     pub id: Id,
@@ -98,8 +98,6 @@ pub struct Record<'a> {
     pub response_code: Option<u16>,
     pub latency_ms: Option<u64>,
     pub error: Option<Cow<'a, str>>,
-    pub previous_hash: Option<Cow<'a, str>>,
-    pub event_hash: Option<Cow<'a, str>>,
     pub extra: Extra<'a>,
 }
 
@@ -152,8 +150,6 @@ impl<'a> Record<'a> {
             response_code: entry.response_code,
             latency_ms: entry.latency_ms,
             error: clip(entry.error, TEXT_BYTES),
-            previous_hash: None,
-            event_hash: None,
             extra: Extra {
                 phase,
                 request_id: clip(entry.request_id, NAME_BYTES),
@@ -185,62 +181,61 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Appends the record and its newline.
-    pub fn write_line(&self, line: &mut Vec<u8>) {
+    /// Appends the record in canonical form, without its hashes and without a newline: [`super::chain::seal`] makes a line of it, on the
+    /// audit's thread. Members are sorted by name, as they stand here.
+    pub fn write_event(&self, event: &mut Vec<u8>) {
         let extra = &self.extra;
-        let mut line = Line(line);
-        line.raw(r#"{"id":""#);
-        line.raw(self.id.0.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
-        line.raw(r#"","timestamp":""#);
-        self.timestamp.write(line.0);
-        line.raw("\"");
+        let mut line = Line(event);
+        line.text(r#"{"action":"#, &self.action);
         line.text(r#","agent_id":"#, &self.agent_id);
-        line.text(r#","session_id":"#, &self.session_id);
-        line.text(r#","action":"#, &self.action);
-        line.text(r#","target":"#, &self.target);
-        line.raw(r#","tool_name":"#);
-        line.string(&self.tool_name);
-        line.raw(r#","mcp_server":"#);
-        line.string(&self.mcp_server);
-        line.text(r#","policy_result":"#, &self.policy_result);
-        line.text(r#","policy_id":"#, &self.policy_id);
-        line.text(r#","policy_reason":"#, &self.policy_reason);
-        line.number(r#","response_code":"#, self.response_code);
-        line.number(r#","latency_ms":"#, self.latency_ms);
         line.text(r#","error":"#, &self.error);
-        line.text(r#","previous_hash":"#, &self.previous_hash);
-        line.text(r#","event_hash":"#, &self.event_hash);
-        line.raw(r#","extra":{"phase":"#);
-        line.string(extra.phase.as_str());
-        line.text(r#","request_id":"#, &extra.request_id);
-        line.text(r#","dialect":"#, &extra.dialect);
-        line.text(r#","model":"#, &extra.model);
-        line.text(r#","model_raw":"#, &extra.model_raw);
-        line.flag(r#","stream":"#, extra.stream);
-        line.flag(r#","has_system_prompt":"#, extra.has_system_prompt);
-        line.flag(r#","has_tools":"#, extra.has_tools);
-        line.number(r#","message_count":"#, extra.message_count);
-        line.number(r#","input_tokens":"#, extra.input_tokens);
-        line.number(r#","output_tokens":"#, extra.output_tokens);
-        line.text(r#","finish_reason":"#, &extra.finish_reason);
-        line.text(r#","outcome":"#, &extra.outcome.map(|outcome| Cow::Borrowed(outcome.as_str())));
-        line.number(r#","retries":"#, extra.retries);
-        line.text(r#","placement":"#, &extra.placement);
-        line.words(r#","filters":"#, &extra.filters);
-        line.text(r#","requester_id":"#, &extra.requester_id);
+        line.words(r#","extra":{"agent_roles":"#, &extra.agent_roles);
         line.text(r#","backend":"#, &extra.backend);
-        line.number(r#","upstream_status":"#, extra.upstream_status);
-        line.number(r#","ttft_ms":"#, extra.ttft_ms);
-        line.number(r#","queue_ms":"#, extra.queue_ms);
         line.number(r#","bytes_in":"#, extra.bytes_in);
         line.number(r#","bytes_out":"#, extra.bytes_out);
+        line.text(r#","dialect":"#, &extra.dialect);
+        line.words(r#","filters":"#, &extra.filters);
+        line.text(r#","finish_reason":"#, &extra.finish_reason);
+        line.flag(r#","has_system_prompt":"#, extra.has_system_prompt);
+        line.flag(r#","has_tools":"#, extra.has_tools);
+        line.number(r#","input_tokens":"#, extra.input_tokens);
+        line.number(r#","message_count":"#, extra.message_count);
+        line.text(r#","model":"#, &extra.model);
+        line.text(r#","model_raw":"#, &extra.model_raw);
+        line.text(r#","outcome":"#, &extra.outcome.map(|outcome| Cow::Borrowed(outcome.as_str())));
+        line.number(r#","output_tokens":"#, extra.output_tokens);
+        line.raw(r#","phase":"#);
+        line.string(extra.phase.as_str());
+        line.text(r#","placement":"#, &extra.placement);
         line.text(r#","policy_revision":"#, &extra.policy_revision);
-        line.words(r#","agent_roles":"#, &extra.agent_roles);
+        line.number(r#","queue_ms":"#, extra.queue_ms);
+        line.text(r#","request_id":"#, &extra.request_id);
+        line.text(r#","requester_id":"#, &extra.requester_id);
+        line.number(r#","retries":"#, extra.retries);
         line.address(r#","source_ip":"#, extra.source_ip);
-        line.raw("}}\n");
+        line.flag(r#","stream":"#, extra.stream);
+        line.number(r#","ttft_ms":"#, extra.ttft_ms);
+        line.number(r#","upstream_status":"#, extra.upstream_status);
+        line.raw(r#"},"id":""#);
+        line.raw(self.id.0.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        line.raw("\"");
+        line.number(r#","latency_ms":"#, self.latency_ms);
+        line.raw(r#","mcp_server":"#);
+        line.string(&self.mcp_server);
+        line.text(r#","policy_id":"#, &self.policy_id);
+        line.text(r#","policy_reason":"#, &self.policy_reason);
+        line.text(r#","policy_result":"#, &self.policy_result);
+        line.number(r#","response_code":"#, self.response_code);
+        line.text(r#","session_id":"#, &self.session_id);
+        line.text(r#","target":"#, &self.target);
+        line.raw(r#","timestamp":""#);
+        self.timestamp.write(line.0);
+        line.raw(r#"","tool_name":"#);
+        line.string(&self.tool_name);
+        line.raw("}");
     }
 
-    /// Reads a line that [`Record::write_line`] wrote. `None`: it is not one.
+    /// Reads an event that [`Record::write_event`] wrote, or its line. `None`: it is neither; a mark is not.
     pub fn read(line: &[u8]) -> Option<Record<'static>> {
         serde_json::from_slice(line).ok()
     }
@@ -269,6 +264,12 @@ impl Id {
     pub fn new(at: Moment, random: [u8; 10]) -> Id {
         let millis = (at.0.max(0) / 1000) as u64;
         Id(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.hyphenated())
     }
 }
 
@@ -379,8 +380,7 @@ fn is_word(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
 }
 
-/// JSON in printable ASCII. What JSON itself wants escaped is not enough: DEL, C1 controls (a terminal's CSI is U+009B), U+2028, and
-/// bidirectional overrides may stand in a JSON string as they are.
+/// JSON in printable ASCII.
 struct Line<'b>(&'b mut Vec<u8>);
 
 impl Line<'_> {
@@ -397,27 +397,7 @@ impl Line<'_> {
     }
 
     fn string(&mut self, text: &str) {
-        self.0.push(b'"');
-        // Without an early end, so that the compiler looks at many bytes at once.
-        let plain = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
-        if text.bytes().fold(true, |all, byte| all & plain(byte)) {
-            self.raw(text);
-        } else {
-            text.chars().for_each(|char| self.escaped(char));
-        }
-        self.0.push(b'"');
-    }
-
-    fn escaped(&mut self, char: char) {
-        match char {
-            '"' | '\\' => self.0.extend_from_slice(&[b'\\', char as u8]),
-            ' '..='~' => self.0.push(char as u8),
-            _ => {
-                for unit in char.encode_utf16(&mut [0; 2]) {
-                    let _ = write!(self.0, "\\u{unit:04x}"); // Writing into memory does not fail.
-                }
-            }
-        }
+        chain::write_string(text, self.0);
     }
 
     fn flag(&mut self, key: &'static str, flag: Option<bool>) {
@@ -488,8 +468,8 @@ mod tests {
     fn line(phase: Phase, outcome: Option<Outcome>, entry: &Entry<'_>) -> String {
         let at = Moment::from_microseconds(1_795_372_516_000_001);
         let mut line = Vec::new();
-        Record::new(Id::new(at, [7; 10]), at, phase, outcome, entry).write_line(&mut line);
-        String::from_utf8(line).expect("a line is ASCII")
+        Record::new(Id::new(at, [7; 10]), at, phase, outcome, entry).write_event(&mut line);
+        String::from_utf8(line).expect("an event is ASCII")
     }
 
     fn roles() -> Vec<String> {
@@ -536,24 +516,33 @@ mod tests {
     }
 
     #[test]
-    fn a_final_record_is_this_line() {
+    fn a_final_record_is_this_event() {
         assert_eq!(
             line(Phase::Final, Some(Outcome::Complete), &full(&roles())),
             concat!(
-                r#"{"id":"01a2048a-82a0-7707-8707-070707070707","timestamp":"2026-11-22T18:35:16.000001+00:00","#,
-                r#""agent_id":"agent-1","session_id":"session-1","action":"POST","target":"/api/chat","#,
-                r#""tool_name":"ollama-api","mcp_server":"ollama-proxy","policy_result":"allow","#,
-                r#""policy_id":"behavry.authz","policy_reason":null,"response_code":200,"latency_ms":12,"error":null,"#,
-                r#""previous_hash":null,"event_hash":null,"extra":{"phase":"final","request_id":"req-1","#,
-                r#""dialect":"native","model":"llama3.2","model_raw":"Llama3.2:latest","stream":true,"#,
-                r#""has_system_prompt":false,"has_tools":false,"message_count":2,"input_tokens":26,"output_tokens":9,"#,
-                r#""finish_reason":"stop","outcome":"complete","retries":0,"placement":"only","filters":["web_search"],"#,
-                r#""requester_id":"user-7","backend":"ollama-1","upstream_status":200,"ttft_ms":3,"queue_ms":0,"#,
-                r#""bytes_in":100,"bytes_out":2000,"policy_revision":"abc","agent_roles":["internal","analyst"],"#,
-                r#""source_ip":"192.0.2.7"}}"#,
-                "\n"
+                r#"{"action":"POST","agent_id":"agent-1","error":null,"extra":{"agent_roles":["internal","analyst"],"#,
+                r#""backend":"ollama-1","bytes_in":100,"bytes_out":2000,"dialect":"native","filters":["web_search"],"#,
+                r#""finish_reason":"stop","has_system_prompt":false,"has_tools":false,"input_tokens":26,"#,
+                r#""message_count":2,"model":"llama3.2","model_raw":"Llama3.2:latest","outcome":"complete","#,
+                r#""output_tokens":9,"phase":"final","placement":"only","policy_revision":"abc","queue_ms":0,"#,
+                r#""request_id":"req-1","requester_id":"user-7","retries":0,"source_ip":"192.0.2.7","stream":true,"#,
+                r#""ttft_ms":3,"upstream_status":200},"id":"01a2048a-82a0-7707-8707-070707070707","latency_ms":12,"#,
+                r#""mcp_server":"ollama-proxy","policy_id":"behavry.authz","policy_reason":null,"#,
+                r#""policy_result":"allow","response_code":200,"session_id":"session-1","target":"/api/chat","#,
+                r#""timestamp":"2026-11-22T18:35:16.000001+00:00","tool_name":"ollama-api"}"#,
             )
         );
+    }
+
+    #[test]
+    fn every_event_is_in_the_canonical_form_of_its_value() {
+        let hostile = vec!["\n\u{9b}\u{1f600}\"".to_owned()];
+        for entry in [Entry::default(), full(&roles()), Entry { error: Some("\t\u{8}\u{c}\u{7f}é"), ..full(&hostile) }]
+        {
+            let line = line(Phase::Final, None, &entry);
+            let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            assert_eq!(chain::canonical(&value), Ok(line.into_bytes()));
+        }
     }
 
     #[test]
@@ -561,7 +550,7 @@ mod tests {
         let line = line(Phase::Request, None, &Entry::default());
         let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         let columns = value.as_object().expect("an object");
-        assert_eq!(columns.len(), 17);
+        assert_eq!(columns.len(), 15);
         for (name, value) in columns {
             let known = ["id", "timestamp", "tool_name", "mcp_server", "extra"].contains(&name.as_str());
             assert_eq!(value.is_null(), !known, "{name}");
@@ -594,7 +583,7 @@ mod tests {
             ..Entry::default()
         };
         let line = line(Phase::Final, Some(Outcome::Refused), &entry);
-        assert!(line[..line.len() - 1].bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line}");
+        assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line}");
         let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         for name in ["agent_id", "session_id", "target", "policy_id", "policy_reason", "error"] {
             assert_eq!(value[name], hostile, "{name}");
@@ -655,16 +644,19 @@ mod tests {
         {
             let source_ip = Some(address.parse().expect("an address"));
             let line = line(Phase::Final, None, &Entry { source_ip, ..Entry::default() });
-            assert!(line.contains(&format!(r#""source_ip":"{written}"}}"#)), "{line}");
+            assert!(line.contains(&format!(r#""source_ip":"{written}","#)), "{line}");
         }
     }
 
     #[test]
-    fn a_record_read_back_is_written_as_the_same_line() {
+    fn a_record_read_back_is_written_as_the_same_event() {
         let written = line(Phase::Final, Some(Outcome::Complete), &full(&roles()));
         let mut again = Vec::new();
-        Record::read(written.as_bytes()).expect("our own line").write_line(&mut again);
+        Record::read(written.as_bytes()).expect("our own event").write_event(&mut again);
         assert_eq!(again, written.as_bytes());
+        let mut sealed = Vec::new();
+        chain::seal(&again, chain::Head::Genesis, &mut sealed);
+        assert!(Record::read(&sealed).is_some(), "its line too");
         assert!(Record::read(b"{}").is_none());
         assert!(Record::read(&written.as_bytes()[..written.len() / 2]).is_none());
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::echo::Echo;
 use super::sink::Sink;
 use super::{Kind, Line, Phase, Shared, refuse_waiting};
+use crate::ledger::chain::{self, Head};
 
 /// How often the file's name is looked up, and what strangers left is written. Twice in the second within which a file that was
 /// renamed or removed has to be noticed.
@@ -22,7 +23,17 @@ pub(super) fn start(shared: Arc<Shared>, sink: Sink, echo: Option<Arc<Echo>>) ->
     let watched = Arc::downgrade(&shared);
     let tick = (shared.settings.patience / 4).clamp(Duration::from_millis(5), Duration::from_millis(250));
     std::thread::Builder::new().name("audit-watch".to_owned()).spawn(move || watch(&watched, tick))?;
-    let writer = Writer { shared, sink, echo, bytes: Vec::new(), start: 0, torn: 0, failing: false };
+    let writer = Writer {
+        shared,
+        sink,
+        echo,
+        events: Vec::new(),
+        head: Head::Genesis,
+        bytes: Vec::new(),
+        start: 0,
+        torn: 0,
+        failing: false,
+    };
     std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run())?;
     Ok(())
 }
@@ -57,7 +68,11 @@ struct Writer {
     shared: Arc<Shared>,
     sink: Sink,
     echo: Option<Arc<Echo>>,
-    /// What was taken from the queue; its lines are in `shared.writing`.
+    /// Memory for what is taken from the queue.
+    events: Vec<u8>,
+    /// The last line that was taken from the queue.
+    head: Head,
+    /// What was taken from the queue, sealed; its lines are in `shared.writing`.
     bytes: Vec<u8>,
     /// Where the first line that is not wholly written begins in `bytes`.
     start: usize,
@@ -86,7 +101,7 @@ impl Writer {
 
     /// Waits for work and takes it over. Says whether the end was asked for.
     fn take(&mut self) -> bool {
-        let shared = &self.shared;
+        let shared = Arc::clone(&self.shared);
         let mut queue = shared.queue.lock();
         if self.failing {
             shared.work.wait_for(&mut queue, shared.settings.retry_every);
@@ -102,14 +117,26 @@ impl Writer {
         }
         queue.urgent = false;
         let closing = queue.closing;
-        if self.bytes.is_empty() {
-            self.bytes.shrink_to(KEPT_BYTES);
-            std::mem::swap(&mut self.bytes, &mut queue.bytes);
-        } else {
-            self.bytes.append(&mut queue.bytes);
-        }
+        let mut events = std::mem::take(&mut self.events);
+        std::mem::swap(&mut events, &mut queue.bytes);
         let mut lines = std::mem::take(&mut queue.lines);
         drop(queue);
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(KEPT_BYTES);
+        }
+        let mut at = 0;
+        for line in &mut lines {
+            let event = &events[at..at + line.len_bytes];
+            at += line.len_bytes;
+            let begun = self.bytes.len();
+            if !event.is_empty() {
+                self.head = chain::seal(event, self.head, &mut self.bytes);
+            }
+            line.len_bytes = self.bytes.len() - begun;
+        }
+        events.clear();
+        events.shrink_to(KEPT_BYTES);
+        self.events = events;
         if lines.is_empty() {
             return closing;
         }
