@@ -15,17 +15,19 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::secret::{Secret, SecretHash};
 use super::{issuer, private_file, token};
 
+pub mod edit;
+
 /// The agent that a first start makes.
 pub const DEMO_AGENT_ID: &str = "demo-agent";
 
 /// Whether an agent may have tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     #[default]
@@ -33,8 +35,18 @@ pub enum State {
     Suspended,
 }
 
+impl State {
+    /// As in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Active => "active",
+            State::Suspended => "suspended",
+        }
+    }
+}
+
 /// One agent, without its secret.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agent {
     pub id: String,
     pub name: Option<String>,

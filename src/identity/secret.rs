@@ -3,6 +3,7 @@
 use argon2::{Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, password_hash::SaltString};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::{RngCore, rngs::OsRng};
+use serde::{Deserialize, Serialize};
 
 /// argon2id parameters: OWASP's second choice (password storage cheat sheet: 19 MiB, two passes, one lane), which is
 /// also the crate's default. About 20 ms and 19 MiB a check: whoever checks must bound how many run at once.
@@ -35,8 +36,25 @@ impl Secret {
 ///
 /// Others are refused rather than honoured: an agent whose check takes longer or shorter than that of an unknown id
 /// tells a stranger that the id exists.
-#[derive(Clone, PartialEq)]
+///
+/// It is serialised for the agents file and for the proxy's own control socket, and read only if it is a good one.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SecretHash(String);
+
+impl TryFrom<String> for SecretHash {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<SecretHash, &'static str> {
+        SecretHash::parse(&text)
+    }
+}
+
+impl From<SecretHash> for String {
+    fn from(hash: SecretHash) -> String {
+        hash.0
+    }
+}
 
 impl std::fmt::Debug for SecretHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
