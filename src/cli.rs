@@ -1,5 +1,6 @@
 //! The command line. Exit codes: 0 ok, 64 usage, 78 configuration, 1 anything else.
 //!
+//! - [`agents`]: `agent ..`.
 //! - [`demo`]: a proxy, a simulator if no Ollama answers, two requests, and lines to paste.
 //! - [`log_lines`]: which lines reach standard error.
 //! - [`policies`]: `policy test`, `policy explain`.
@@ -11,9 +12,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Flags, process_env};
+use crate::control::{self, AskError, Fault, FaultKind};
 use crate::server::{self, ServerError, Started, assemble};
 use crate::simulator::{self, SimulatorOptions};
 
+mod agents;
 mod demo;
 mod log_lines;
 mod policies;
@@ -70,6 +73,10 @@ enum Command {
     Demo,
     /// Check the configuration, the keys and the policy, and show the settings in force
     Check,
+    /// Let the running proxy end as SIGTERM does: what runs may finish, nothing new begins
+    Drain,
+    /// Let the running proxy read policy and agents again, now
+    Reload,
     /// A stand-in Ollama that can be told to misbehave
     Simulate(SimulateArgs),
     /// Test and explain policies
@@ -78,6 +85,9 @@ enum Command {
     /// Make and read tokens
     #[command(subcommand)]
     Token(tokens::TokenCommand),
+    /// Say who may fetch a token
+    #[command(subcommand)]
+    Agent(agents::AgentCommand),
 }
 
 #[derive(Args)]
@@ -111,6 +121,25 @@ impl From<ServerError> for Failure {
         match e {
             ServerError::Configuration(what) => Failure::configuration(what),
             ServerError::Runtime(what) => Failure::runtime(what),
+        }
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Failure {
+        match fault.kind {
+            FaultKind::Usage => Failure::usage(fault.what),
+            FaultKind::Configuration => Failure::configuration(fault.what),
+            FaultKind::Failure => Failure::runtime(fault.what),
+        }
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Failure {
+        match error {
+            AskError::Refused(fault) => fault.into(),
+            other => Failure::runtime(other.to_string()),
         }
     }
 }
@@ -162,6 +191,9 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Check => check(&config),
         Command::Policy(command) => policies::run(command, &config),
         Command::Token(command) => tokens::run(command, &config),
+        Command::Agent(command) => agents::run(command, &config),
+        Command::Drain => drain(&config),
+        Command::Reload => reload(&config),
         Command::Simulate(_) => Ok(()), // answered above
     }
 }
@@ -228,6 +260,18 @@ fn check(config: &Config) -> Result<(), Failure> {
     let snapshot = assemble::snapshot(config).map_err(Failure::configuration)?;
     println!("\n# policy revision {}, {} agents", snapshot.policy.revision(), snapshot.agents.len());
     println!("# everything that can be checked without serving is in order");
+    Ok(())
+}
+
+fn drain(config: &Config) -> Result<(), Failure> {
+    let answer = control::ask(&config.state_dir, &control::Request::Drain)?;
+    println!("the proxy drains: {} requests run, and have {} s to finish", answer["running"], answer["within_s"]);
+    Ok(())
+}
+
+fn reload(config: &Config) -> Result<(), Failure> {
+    let answer = control::ask(&config.state_dir, &control::Request::Reload)?;
+    println!("in force: policy revision {}, {} agents", answer["policy_revision"], answer["agents"]);
     Ok(())
 }
 

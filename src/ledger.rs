@@ -25,7 +25,7 @@ pub mod record;
 pub mod trail;
 
 pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Receipt};
-pub use metrics::{Metrics, ModelLabel, RoleLabel, Way};
+pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, Way};
 pub use record::{Entry, Record};
 
 /// Which of an exchange's records a line is.

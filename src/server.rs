@@ -2,7 +2,9 @@
 //!
 //! - [`assemble`]: keys, policy, agents and the rest of a [`Snapshot`], from the configuration.
 //! - [`listen`]: sockets of our own, so that a port that is taken is a message and not a panic.
-//! - [`lifecycle`]: signals, reload, drain.
+//! - [`reload`]: what is loaded anew while the proxy runs.
+//! - [`commands`]: what the control socket's commands do.
+//! - [`lifecycle`]: signals and drain.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,13 +15,16 @@ use arc_swap::ArcSwap;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
+use self::commands::Commands;
+use self::reload::{Reloader, Seen};
 use crate::config::Config;
+use crate::control;
 use crate::door::{Door, DoorSettings};
 use crate::identity::CAUSES;
 use crate::intake::{Intake, Memory};
 use crate::ledger::audit::AuditSettings;
 use crate::ledger::fold::FoldSettings;
-use crate::ledger::{Ledger, Metrics};
+use crate::ledger::{Ledger, Metrics, Reloaded};
 use crate::operator::Operator;
 use crate::proxy::Gateway;
 use crate::route::RouteSettings;
@@ -28,8 +33,10 @@ use crate::upstream::client::Client;
 use crate::upstream::{Backend, Pool, catalogue};
 
 pub mod assemble;
+pub mod commands;
 mod lifecycle;
 mod listen;
+mod reload;
 
 /// A scraper, a few people.
 const OPERATOR_CONNECTIONS: usize = 256;
@@ -77,7 +84,7 @@ pub fn runtime(config: &Config) -> Result<tokio::runtime::Runtime, ServerError> 
 /// Serves until SIGTERM, SIGINT or `Started::stop`. `ready` is called once both listeners are open.
 pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), ServerError> {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), CAUSES));
-    let files_seen = lifecycle::Seen::now(&config);
+    let files_seen = Seen::now(&config);
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
@@ -86,6 +93,10 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let public = listen::bind(config.listen)?;
     let operator = listen::bind(config.operator.listen)?;
     let (stop, stopping) = watch::channel(false);
+    let reloader = Arc::new(Reloader::new(Arc::clone(&site), config.clone(), files_seen));
+    let commands = Arc::new(Commands::new(Arc::clone(&site), Arc::clone(&reloader), &config, stop.clone()));
+    let control = control::open(&config.state_dir);
+    let commanded = tokio::spawn(commands::answer_commands(control, config.clone(), commands));
     ready(Started {
         public: public.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?,
         operator: operator.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?,
@@ -108,12 +119,15 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
         tokio::spawn(async move { catalogue::keep_fresh(&site.pool, &site.client, &site.ledger.metrics, every).await });
     }
     if !config.policy.reload.is_zero() {
-        tokio::spawn(lifecycle::watch_files(Arc::clone(&site), config.clone(), files_seen));
+        tokio::spawn(Arc::clone(&reloader).watch(Reloaded::Policy, config.policy.reload));
     }
+    tokio::spawn(reloader.watch(Reloaded::Agents, reload::AGENTS_LOOK));
 
     lifecycle::until_asked_to_stop(stopping).await?;
     lifecycle::drain(&site, config.shutdown.drain, close_public).await;
     let _ = close_operator.send(true);
+    commanded.abort();
+    let _ = commanded.await; // now its socket is gone from the folder
     Ok(())
 }
 

@@ -16,6 +16,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("identity", &["wire"]),
     ("refusal", &["wire"]),
+    ("control", &["identity"]),
     ("ledger", &["wire"]),
     ("policy", &["identity", "wire"]),
     ("route", &["refusal", "wire"]),
@@ -31,10 +32,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "door", "exchange", "identity", "intake", "ledger", "policy", "refusal", "route", "site", "upstream", "wire",
     ]),
     ("server", &[
-        "config", "door", "identity", "intake", "ledger", "live", "operator", "policy", "proxy", "route", "site", "snapshot",
+        "config", "control", "door", "identity", "intake", "ledger", "live", "operator", "policy", "proxy", "route", "site", "snapshot",
         "upstream",
     ]),
-    ("cli", &["config", "identity", "policy", "route", "server", "simulator", "wire"]),
+    ("cli", &["config", "control", "identity", "policy", "route", "server", "simulator", "wire"]),
     ("lib", &[]),
     ("main", &["cli"]),
 ];

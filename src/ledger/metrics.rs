@@ -72,6 +72,24 @@ impl Way {
 
 const WAYS: usize = 2 + Endpoint::Blob as usize + 1;
 
+/// What is loaded anew while the proxy runs: the `what` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    Policy,
+    Agents,
+}
+
+impl Reloaded {
+    pub const ALL: [Reloaded; 2] = [Reloaded::Policy, Reloaded::Agents];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reloaded::Policy => "policy",
+            Reloaded::Agents => "agents",
+        }
+    }
+}
+
 /// Status classes: 1xx to 5xx, and none.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -98,7 +116,7 @@ pub struct Metrics {
 
     policy_decisions: IntCounterVec,
     policy_seconds: Histogram,
-    policy_reload_failures: IntCounter,
+    reload_failures: IntCounterVec,
     token_failures: IntCounterVec,
     token_causes: Vec<&'static str>,
 
@@ -166,10 +184,14 @@ impl Metrics {
         }
         let policy_seconds =
             make.histogram("policy_evaluation_seconds", "Time of one policy decision, over all roles.", POLICY_SECONDS);
-        let policy_reload_failures = make.counter(
-            "policy_reload_failures_total",
-            "Changes of the policy or of the agents that did not load; the last good one stayed.",
+        let reload_failures = make.counters(
+            "reload_failures_total",
+            "Changes of a watched file that did not load, by what it holds; the last good one stayed.",
+            &["what"],
         );
+        for what in Reloaded::ALL {
+            reload_failures.with_label_values(&[what.as_str()]);
+        }
         let token_failures =
             make.counters("token_verification_failures_total", "Tokens that did not verify, by cause.", &["cause"]);
         for cause in token_causes.iter().copied().chain([OTHER]) {
@@ -227,7 +249,7 @@ impl Metrics {
             tokens_per_second,
             policy_decisions,
             policy_seconds,
-            policy_reload_failures,
+            reload_failures,
             token_failures,
             backend_up,
             audit_unavailable,
@@ -333,8 +355,8 @@ impl Metrics {
         self.policy_seconds.observe(took.as_secs_f64());
     }
 
-    pub fn policy_reload_failed(&self) {
-        self.policy_reload_failures.inc();
+    pub fn reload_failed(&self, what: Reloaded) {
+        self.reload_failures.with_label_values(&[what.as_str()]).inc();
     }
 
     /// A cause that was not announced to [`Metrics::new`] counts as "other".

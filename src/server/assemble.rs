@@ -1,6 +1,7 @@
 //! From the configuration to a [`Snapshot`]: keys, policy, agents. Whatever is wrong is one line that says what to do.
 
 use std::fmt::Display;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -38,7 +39,13 @@ pub fn with_new_policy(config: &Config, last: &Snapshot) -> Result<Snapshot, Str
 }
 
 /// The agents, read anew; the rest stays. Apart from the policy, so that an agent can be suspended while a policy is broken.
+///
+/// A file that has gone is a broken change, not an empty file: an editor may write it anew a moment later.
 pub fn with_new_agents(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
+    let path = &config.identity.agents_file;
+    if !last.agents.is_empty() && !path.exists() {
+        return Err(format!("{} is gone; restore it, or leave it empty if nobody may have a token", path.display()));
+    }
     Ok(Snapshot { agents: Arc::new(load_agents(config)?), ..last.clone() })
 }
 
@@ -48,10 +55,33 @@ pub fn policy_fingerprint(config: &Config) -> Option<policy::Fingerprint> {
     (!dir.as_os_str().is_empty()).then(|| policy::fingerprint(dir).ok()).flatten()
 }
 
+/// What changes with a file: two edits of one length in one tick of the clock still give two inodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileFingerprint {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileFingerprint {
+    /// `None` where there is no file.
+    pub fn of(path: &Path) -> Option<FileFingerprint> {
+        let file = std::fs::metadata(path).ok()?;
+        Some(FileFingerprint {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        })
+    }
+}
+
 /// Changes when the agents file does.
-pub fn agents_fingerprint(config: &Config) -> Option<(std::time::SystemTime, u64)> {
-    let file = std::fs::metadata(&config.identity.agents_file).ok()?;
-    Some((file.modified().ok()?, file.len()))
+pub fn agents_fingerprint(config: &Config) -> Option<FileFingerprint> {
+    FileFingerprint::of(&config.identity.agents_file)
 }
 
 pub fn policy_settings(config: &Config) -> policy::Settings {

@@ -1,17 +1,13 @@
-//! Signals, reload, drain. Pingora's own SIGTERM sleeps 300 s whatever happens, and tasks that it ends never settle (traps, Pingora 8).
+//! Signals and drain. Pingora's own SIGTERM sleeps 300 s whatever happens, and tasks that it ends never settle (traps, Pingora 8).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{ServerError, assemble};
-use crate::config::Config;
+use super::ServerError;
 use crate::live::Cut;
-use crate::policy;
 use crate::site::Site;
-use crate::snapshot::Snapshot;
 
 /// After the cut: a stream needs no more than a moment to end with its error frame.
 const AFTER_CUT: Duration = Duration::from_secs(3);
@@ -41,46 +37,5 @@ pub async fn drain(site: &Site, within: Duration, close_public: watch::Sender<bo
     }
     if let Err(e) = site.ledger.audit.flush(LAST_RECORDS).await {
         log::error!("the last audit records may be missing: {}", e.as_str());
-    }
-}
-
-/// What the files looked like when they were last loaded.
-pub struct Seen {
-    policy: Option<policy::Fingerprint>,
-    agents: Option<(std::time::SystemTime, u64)>,
-}
-
-impl Seen {
-    /// To be taken before the files are loaded, so that a change in between is seen the next time.
-    pub fn now(config: &Config) -> Seen {
-        Seen { policy: assemble::policy_fingerprint(config), agents: assemble::agents_fingerprint(config) }
-    }
-}
-
-/// Looks for changes of the policy and of the agents, and swaps them in. A broken change leaves what works.
-pub async fn watch_files(site: Arc<Site>, config: Config, mut seen: Seen) {
-    loop {
-        tokio::time::sleep(config.policy.reload).await;
-        let now = Seen::now(&config);
-        if now.policy != seen.policy {
-            swap(&site, "policy", assemble::with_new_policy(&config, &site.snapshot.load()));
-        }
-        if now.agents != seen.agents {
-            swap(&site, "agents", assemble::with_new_agents(&config, &site.snapshot.load()));
-        }
-        seen = now;
-    }
-}
-
-fn swap(site: &Site, what: &str, reloaded: Result<Snapshot, String>) {
-    match reloaded {
-        Ok(snapshot) => {
-            log::info!("{what} reloaded; policy revision {}", snapshot.policy.revision());
-            site.snapshot.store(Arc::new(snapshot));
-        }
-        Err(why) => {
-            site.ledger.metrics.policy_reload_failed();
-            log::error!("{what} not reloaded, the last good one stays: {why}");
-        }
     }
 }

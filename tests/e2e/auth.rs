@@ -537,7 +537,7 @@ async fn an_agents_file_is_reloaded_while_running_and_a_broken_one_is_not() {
     office.replace_agents("[[agent]\n");
     wait_until("the broken file is seen", || house.log().contains("not reloaded").then_some(())).await;
     assert_eq!(office.ask("worker", &office.worker).await.status, 403, "the last good one stays");
-    assert!(house.metrics().await.contains("behavry_ollama_policy_reload_failures_total 1"));
+    assert!(house.metrics().await.contains(r#"behavry_ollama_reload_failures_total{what="agents"} 1"#));
     let log = house.log();
     assert!(log.contains(&format!("{}:1:", office.agents.display())), "the line is named: {log}");
 

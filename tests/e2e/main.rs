@@ -3,6 +3,7 @@
 mod client;
 mod house;
 
+mod agents;
 mod audit;
 mod auth;
 mod backends;

@@ -439,21 +439,21 @@ async fn a_good_change_is_taken_while_running_and_a_broken_one_leaves_the_last_g
     let reply = house.send(chat("llama3.2").bearer(&house.token()).id("before")).await;
     assert_eq!(reply.status, 200);
     let revision = house.final_of("before").await["extra"]["policy_revision"].clone();
-    assert!(house.metrics().await.contains("behavry_ollama_policy_reload_failures_total 0"));
+    assert!(house.metrics().await.contains(r#"behavry_ollama_reload_failures_total{what="policy"} 0"#));
 
     replace(&house, "authz.rego", NO);
     until_chat_gives(&house, 403).await;
 
     replace(&house, "authz.rego", "package behavry.authz\n\nallow if {\n");
     wait_until("the broken policy is seen", || house.log().contains("not reloaded").then_some(())).await;
-    assert!(house.metrics().await.contains("behavry_ollama_policy_reload_failures_total 1"));
+    assert!(house.metrics().await.contains(r#"behavry_ollama_reload_failures_total{what="policy"} 1"#));
     assert!(house.log().contains("authz.rego:"), "file and line are named: {}", house.log());
     assert_eq!(house.send(chat("llama3.2").bearer(&house.token())).await.status, 403, "the last good one stays");
 
     // Removing everything is a broken change as well: nothing is allowed by it.
     std::fs::remove_file(house.dir.path().join("policies/authz.rego")).unwrap();
     let began = std::time::Instant::now();
-    while !house.metrics().await.contains("behavry_ollama_policy_reload_failures_total 2") {
+    while !house.metrics().await.contains(r#"behavry_ollama_reload_failures_total{what="policy"} 2"#) {
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }

@@ -1,0 +1,120 @@
+//! What the control socket's commands do to a running proxy.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::reload::Reloader;
+use crate::config::Config;
+use crate::control::{self, Fault, OpenError, Reply, Request};
+use crate::identity::agents::AgentsError;
+use crate::identity::agents::edit::{self, Change, EditError};
+use crate::ledger::Reloaded;
+use crate::site::Site;
+
+/// Between two tries for a socket that another proxy has: after an upgrade the old one drains, and ends.
+const TAKE_OVER: Duration = Duration::from_secs(1);
+
+/// What commands reach.
+pub struct Commands {
+    site: Arc<Site>,
+    reloader: Arc<Reloader>,
+    agents_file: PathBuf,
+    drain_s: u64,
+    stop: watch::Sender<bool>,
+}
+
+impl Commands {
+    pub fn new(site: Arc<Site>, reloader: Arc<Reloader>, config: &Config, stop: watch::Sender<bool>) -> Commands {
+        Commands {
+            site,
+            reloader,
+            agents_file: config.identity.agents_file.clone(),
+            drain_s: config.shutdown.drain.as_secs(),
+            stop,
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Result<Value, Fault> {
+        match request {
+            Request::Drain => Ok(self.drain()),
+            Request::Reload => self.reload().await,
+            Request::AgentList => Ok(self.agents()),
+            Request::AgentChange(change) => self.change_agents(change).await,
+        }
+    }
+
+    fn drain(&self) -> Value {
+        log::info!("asked by command: stopping");
+        let running = self.site.live.running();
+        let _ = self.stop.send(true); // nobody listens: it stops already
+        json!({ "running": running, "within_s": self.drain_s })
+    }
+
+    async fn reload(&self) -> Result<Value, Fault> {
+        for what in Reloaded::ALL {
+            self.reloader.now(what).await.map_err(Fault::configuration)?;
+        }
+        let snapshot = self.site.snapshot.load();
+        Ok(json!({ "policy_revision": snapshot.policy.revision(), "agents": snapshot.agents.len() }))
+    }
+
+    fn agents(&self) -> Value {
+        json!({ "agents": self.site.snapshot.load().agents.iter().collect::<Vec<_>>() })
+    }
+
+    async fn change_agents(&self, change: Change) -> Result<Value, Fault> {
+        let file = self.agents_file.clone();
+        let changed = tokio::task::spawn_blocking(move || edit::change_file(&file, &change)).await;
+        changed
+            .map_err(|_| Fault::failure("the proxy failed while it edited; please report it"))?
+            .map_err(edit_fault)?;
+        self.reloader.now(Reloaded::Agents).await.map_err(|why| {
+            Fault::configuration(format!("the file was changed, and the running proxy cannot load it: {why}"))
+        })?;
+        Ok(json!({ "file": self.agents_file }))
+    }
+}
+
+/// The exit code of a command whose edit was refused.
+pub fn edit_fault(error: EditError) -> Fault {
+    let what = error.to_string();
+    match error {
+        EditError::Invalid(_) => Fault::usage(what),
+        EditError::Broken(AgentsError::AlreadyThere { .. }) => Fault::failure(what),
+        EditError::Broken(_) | EditError::Inline => Fault::configuration(what),
+        EditError::File(_) | EditError::AlreadyThere { .. } | EditError::Unknown { .. } => Fault::failure(what),
+    }
+}
+
+/// Answers commands until it is aborted. Without a socket the proxy serves all the same: it watches the files that commands then edit.
+///
+/// `first` is the socket as it was tried for at the start, before anybody was told that the proxy listens.
+pub async fn answer_commands(first: Result<control::Control, OpenError>, config: Config, commands: Arc<Commands>) {
+    let mut opened = first;
+    let mut told = false;
+    loop {
+        match opened {
+            Ok(control) => {
+                let answer = move |request| {
+                    let commands = Arc::clone(&commands);
+                    async move { Reply::from(commands.answer(request).await) }
+                };
+                return control.serve(answer).await;
+            }
+            Err(OpenError::Taken { .. }) if told => {}
+            Err(why) => {
+                log::warn!("no control socket: {why}");
+                if !matches!(why, OpenError::Taken { .. }) {
+                    return;
+                }
+                told = true;
+            }
+        }
+        tokio::time::sleep(TAKE_OVER).await;
+        opened = control::open(&config.state_dir);
+    }
+}

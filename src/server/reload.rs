@@ -1,0 +1,105 @@
+//! What changes while the proxy runs: files are looked at, and good changes swapped in. A broken change leaves what works.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+
+use super::assemble::{self, FileFingerprint};
+use crate::config::Config;
+use crate::ledger::Reloaded;
+use crate::policy;
+use crate::site::Site;
+use crate::snapshot::Snapshot;
+
+/// Between two looks at the agents file. It is one `stat`, and what is suspended should be so within a second.
+pub const AGENTS_LOOK: Duration = Duration::from_millis(500);
+
+/// What the files looked like when they were last loaded, or failed to load.
+#[derive(Clone, Copy, Default)]
+pub struct Seen {
+    policy: Option<policy::Fingerprint>,
+    agents: Option<FileFingerprint>,
+}
+
+impl Seen {
+    /// To be taken before the files are loaded, so that a change in between is seen the next time.
+    pub fn now(config: &Config) -> Seen {
+        Seen { policy: assemble::policy_fingerprint(config), agents: assemble::agents_fingerprint(config) }
+    }
+
+    fn look(&mut self, config: &Config, what: Reloaded) -> bool {
+        let before = *self;
+        match what {
+            Reloaded::Policy => {
+                self.policy = assemble::policy_fingerprint(config);
+                self.policy != before.policy
+            }
+            Reloaded::Agents => {
+                self.agents = assemble::agents_fingerprint(config);
+                self.agents != before.agents
+            }
+        }
+    }
+}
+
+/// Swaps snapshots, one swap at a time: two at once could each undo what the other has swapped in.
+pub struct Reloader {
+    site: Arc<Site>,
+    config: Arc<Config>,
+    seen: Mutex<Seen>,
+}
+
+impl Reloader {
+    /// `seen` is from before the snapshot in force was loaded.
+    pub fn new(site: Arc<Site>, config: Config, seen: Seen) -> Reloader {
+        Reloader { site, config: Arc::new(config), seen: Mutex::new(seen) }
+    }
+
+    /// Looks for changes for ever.
+    pub async fn watch(self: Arc<Self>, what: Reloaded, every: Duration) {
+        loop {
+            tokio::time::sleep(every).await;
+            let _ = self.load(what, false).await; // logged and counted
+        }
+    }
+
+    /// Loads now, changed or not. The error is for whoever asked; it is logged and counted too.
+    pub async fn now(&self, what: Reloaded) -> Result<(), String> {
+        self.load(what, true).await
+    }
+
+    async fn load(&self, what: Reloaded, whether_changed_or_not: bool) -> Result<(), String> {
+        let mut seen = self.seen.lock().await;
+        let (config, last, mut looked) = (Arc::clone(&self.config), self.site.snapshot.load_full(), *seen);
+        // Files, and a policy to compile: not on a worker.
+        let loaded = spawn_blocking(move || {
+            let changed = looked.look(&config, what);
+            (looked, (changed || whether_changed_or_not).then(|| load(&config, &last, what)))
+        });
+        let (looked, loaded) =
+            loaded.await.map_err(|_| "the proxy failed while it loaded; please report it".to_owned())?;
+        *seen = looked;
+        match loaded {
+            None => Ok(()),
+            Some(Ok(snapshot)) => {
+                log::info!("{} reloaded; policy revision {}", what.as_str(), snapshot.policy.revision());
+                self.site.snapshot.store(Arc::new(snapshot));
+                Ok(())
+            }
+            Some(Err(why)) => {
+                self.site.ledger.metrics.reload_failed(what);
+                log::error!("{} not reloaded, the last good one stays: {why}", what.as_str());
+                Err(why)
+            }
+        }
+    }
+}
+
+fn load(config: &Config, last: &Snapshot, what: Reloaded) -> Result<Snapshot, String> {
+    match what {
+        Reloaded::Policy => assemble::with_new_policy(config, last),
+        Reloaded::Agents => assemble::with_new_agents(config, last),
+    }
+}
