@@ -6,11 +6,13 @@
 //! holds it equal to the defaults here.
 //!
 //! - [`sections`]: the tables of the file, field by field, with unit, default, variable and reason.
+//! - [`service_url`]: where a service is that we call ourselves.
 //! - [`values`]: secrets, backend URLs, and the checks of single values.
 //! - `file`: TOML text in, a [`Config`] or the line at fault out.
 
 mod file;
 pub mod sections;
+pub mod service_url;
 pub mod values;
 
 use std::fmt;
@@ -23,6 +25,7 @@ pub use sections::{
     Audit, Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Identity, Limits, Operator, Policy, Routes,
     Shutdown, Streaming,
 };
+pub use service_url::ServiceUrl;
 pub use values::{Algorithm, BackendUrl, Pem, Secret};
 
 /// Name of the folders below the system's own, and of the one below `/etc`.

@@ -26,6 +26,7 @@ pub mod snapshot;
 pub mod identity;
 pub mod intake;
 pub mod ledger;
+pub mod outbound;
 pub mod policy;
 pub mod refusal;
 pub mod route;

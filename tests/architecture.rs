@@ -15,6 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("simulator", &[]),
     ("config", &[]),
     ("identity", &["wire"]),
+    ("outbound", &["config"]),
     ("refusal", &["wire"]),
     ("control", &["identity"]),
     ("ledger", &["wire"]),
@@ -324,6 +325,7 @@ fn what_holds_a_prompt_or_a_reply_cannot_be_printed() {
         ("door/downstream.rs", "pub struct Downstream"),
         ("door/downstream.rs", "struct Piece"),
         ("door/outgoing.rs", "pub struct Outgoing"),
+        ("outbound.rs", "pub struct Reply"),
         ("upstream/client.rs", "pub struct Reply"),
     ] {
         let source = sources.iter().find(|source| source.path == path).unwrap_or_else(|| panic!("{path} is gone"));

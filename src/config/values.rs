@@ -329,7 +329,7 @@ fn plain_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
 }
 
 /// A text that is never quoted, whatever its type is.
-fn secret_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+pub(super) fn secret_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     match toml::Value::deserialize(d)? {
         toml::Value::String(text) => Ok(text),
         other => Err(D::Error::custom(format!("found a value of type {}; write a text in quotes", other.type_str()))),
