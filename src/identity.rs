@@ -9,6 +9,7 @@
 //! - [`signing`], [`issuer`]: the proxy's own key, and the tokens it signs.
 //! - [`agents`], [`secret`]: who may have a token, and their hashed secrets.
 //! - [`token_endpoint`]: the words of `POST /api/v1/auth/token`, without its socket.
+//! - [`guesses`], [`places`]: how fast secrets may be guessed there, and how many may ask at once.
 //! - [`private_file`], [`strict_json`]: files that only we may read, JSON that has one meaning.
 
 use crate::wire::Kind;
@@ -16,10 +17,12 @@ use crate::wire::Kind;
 pub mod agents;
 pub mod cause;
 pub mod credential;
+pub mod guesses;
 pub mod issuer;
 pub mod jwks;
 pub mod keys;
 pub mod pem;
+pub mod places;
 pub mod private_file;
 pub mod secret;
 pub mod signing;

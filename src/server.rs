@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use pingora::server::configuration::ServerConf;
@@ -21,6 +22,8 @@ use crate::config::Config;
 use crate::control;
 use crate::door::{Door, DoorSettings};
 use crate::identity::CAUSES;
+use crate::identity::guesses::{GuessSettings, Guesses};
+use crate::identity::places::{PlaceSettings, Places};
 use crate::intake::{Intake, Memory};
 use crate::ledger::audit::AuditSettings;
 use crate::ledger::fold::FoldSettings;
@@ -160,8 +163,13 @@ pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger
         cloud_models: config.egress.cloud_models,
         catalogue: !config.catalogue.refresh.is_zero(),
         silence: config.backend_timeouts.silence,
-        token_requests: Semaphore::new(256), // some seconds of hashing
-        hashing: Semaphore::new(2),
+        token_places: Places::new(PlaceSettings::default()),
+        guesses: Guesses::new(GuessSettings {
+            requests_per_minute: config.identity.token_requests_per_minute,
+            wrong_secrets_per_minute: config.identity.wrong_secrets_per_minute,
+        }),
+        hashing: Arc::new(Semaphore::new(2)),
+        started: Instant::now(),
         draining: AtomicBool::new(false),
     }
 }

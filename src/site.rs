@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
+use crate::identity::guesses::Guesses;
+use crate::identity::places::Places;
 use crate::intake::Intake;
 use crate::ledger::Ledger;
 use crate::live::Live;
@@ -39,9 +41,13 @@ pub struct Site {
     pub silence: Duration,
     /// Token requests at once, waiting for their body or for `hashing`: whoever sends them is a stranger still, and may not take the
     /// places of those who have a token.
-    pub token_requests: Semaphore,
+    pub token_places: Places,
+    /// How fast secrets may be guessed.
+    pub guesses: Guesses,
     /// argon2 at once: each takes 19 MiB and some 20 ms of a core.
-    pub hashing: Semaphore,
+    pub hashing: Arc<Semaphore>,
+    /// What `guesses` counts time from.
+    pub started: Instant,
     /// Set once, when the process is asked to stop.
     pub draining: AtomicBool,
 }

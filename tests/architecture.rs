@@ -26,7 +26,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("snapshot", &["identity", "policy"]),
     ("upstream", &["config", "ledger", "policy", "wire"]),
     ("exchange", &["identity", "intake", "ledger", "live", "policy", "refusal", "route", "snapshot", "upstream", "wire"]),
-    ("site", &["intake", "ledger", "live", "route", "snapshot", "upstream"]),
+    ("site", &["identity", "intake", "ledger", "live", "route", "snapshot", "upstream"]),
     ("door", &["exchange", "live", "refusal", "site", "wire"]),
     ("operator", &["ledger", "site"]),
     ("proxy", &[

@@ -252,6 +252,14 @@ pub struct Identity {
         serialize_with = "values::as_seconds"
     )]
     pub token_ttl: Duration,
+    /// Token requests a minute from one client address (an IPv6 /64), right or wrong; as many may come at once. Past it 429. Default
+    /// 300: a hundred agents behind one NAT or reverse proxy, three times over. Unitless, 1 to 1000000.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
+    pub token_requests_per_minute: u32,
+    /// Wrong secrets a minute for one client id from one address, and six times as many from all; as many may come at once. Past it
+    /// 429, for an id that does not exist too. Default 10: more than a person mistypes. Unitless, 1 to 1000000.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
+    pub wrong_secrets_per_minute: u32,
 }
 
 impl Default for Identity {
@@ -267,6 +275,8 @@ impl Default for Identity {
             agents_file: PathBuf::new(),
             leeway: Duration::from_secs(30),
             token_ttl: Duration::from_secs(3600),
+            token_requests_per_minute: 300,
+            wrong_secrets_per_minute: 10,
         }
     }
 }

@@ -518,6 +518,8 @@ jwks_file = ""
 agents_file = "/var/lib/behavry/agents.toml"
 leeway_s = 30
 token_ttl_s = 3600
+token_requests_per_minute = 300
+wrong_secrets_per_minute = 10
 
 [policy]
 dir = ""

@@ -84,7 +84,8 @@ pub fn error_body(code: &str, detail: &str) -> Vec<u8> {
 /// A refusal that was made elsewhere (too large, too slow, too many), in this endpoint's shape: `error` is one of RFC 6749's words,
 /// `code` is ours.
 pub fn refusal_body(detail: &str, code: &str, status: u16) -> Vec<u8> {
-    let error = if status < 500 { "invalid_request" } else { "temporarily_unavailable" };
+    // RFC 6749 knows "not now" at the authorization endpoint only (section 4.1.2.1); it fits here better than a fault of the request's.
+    let error = if status < 500 && status != 429 { "invalid_request" } else { "temporarily_unavailable" };
     json!({"error": error, "detail": detail, "code": code}).to_string().into_bytes()
 }
 

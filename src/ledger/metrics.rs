@@ -90,6 +90,9 @@ impl Reloaded {
     }
 }
 
+/// The bounds at the token endpoint, each there from the start, with 0.
+const TOKEN_BOUNDS: [&str; 5] = ["address_rate", "client_rate", "address_share", "places", "turn"];
+
 /// Status classes: 1xx to 5xx, and none.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -119,6 +122,7 @@ pub struct Metrics {
     reload_failures: IntCounterVec,
     token_failures: IntCounterVec,
     token_causes: Vec<&'static str>,
+    tokens_turned_away: IntCounterVec,
 
     backend_up: IntGaugeVec,
     connections_new: IntCounter,
@@ -198,6 +202,15 @@ impl Metrics {
             token_failures.with_label_values(&[cause]);
         }
 
+        let tokens_turned_away = make.counters(
+            "token_requests_turned_away_total",
+            "Token requests refused before a secret was checked, by the bound that was reached.",
+            &["bound"],
+        );
+        for bound in TOKEN_BOUNDS {
+            tokens_turned_away.with_label_values(&[bound]);
+        }
+
         let backend_up = make.gauges("backend_up", "Whether a backend answers (1) or not (0).", &["backend"]);
         let connections =
             make.counters("upstream_connections_total", "Connections used for requests to backends.", &["reused"]);
@@ -251,6 +264,7 @@ impl Metrics {
             policy_seconds,
             reload_failures,
             token_failures,
+            tokens_turned_away,
             backend_up,
             audit_unavailable,
             audit_failing,
@@ -363,6 +377,12 @@ impl Metrics {
     pub fn token_failed(&self, cause: &'static str) {
         let cause = if self.token_causes.contains(&cause) { cause } else { OTHER };
         self.token_failures.with_label_values(&[cause]).inc();
+    }
+
+    /// `bound`: the rate of an address or of a client id, an address's share of the places, all places, or the wait for a turn.
+    pub fn token_request_turned_away(&self, bound: &'static str) {
+        let bound = if TOKEN_BOUNDS.contains(&bound) { bound } else { OTHER };
+        self.tokens_turned_away.with_label_values(&[bound]).inc();
     }
 
     /// `backend`: its name in the configuration.
@@ -585,6 +605,7 @@ mod tests {
         let text = metrics().render();
         for line in [
             r#"behavry_ollama_token_verification_failures_total{cause="expired"} 0"#,
+            r#"behavry_ollama_token_requests_turned_away_total{bound="client_rate"} 0"#,
             r#"behavry_ollama_policy_decisions_total{result="escalate"} 0"#,
             r#"behavry_ollama_audit_records_total{phase="stream_start"} 0"#,
             r#"behavry_ollama_audit_dropped_records_total{sink="file"} 0"#,

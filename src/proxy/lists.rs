@@ -120,9 +120,10 @@ impl Gateway {
     }
 }
 
-/// Ends when the client has left or the exchange was cut: in here no hook of Pingora's watches for either.
-async fn gone(session: &mut Session) {
+/// Ends when the client has left or the exchange was cut: where we answer ourselves no hook of Pingora's watches for either. The body
+/// has been read to its end, or there is none.
+pub(super) async fn gone(session: &mut Session) {
     if session.as_downstream_mut().read_body_or_idle(true).await.is_ok() {
-        std::future::pending().await // the request has no body, so nothing else comes
+        std::future::pending().await // nothing else of this request comes
     }
 }

@@ -1,5 +1,9 @@
 //! The token endpoint and the key set: answered here, never by a backend.
+//!
+//! Whoever asks for a token is a stranger still: the places, the pace of guesses and the turns at argon2 are all bounded, by client
+//! address and over all of them, and none is taken from those who have a token.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +13,12 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::admit::{Admitted, now_s, refuse_unread};
 use super::answer::{answer, json_head};
+use super::lists::gone;
 use crate::door::Ticket;
+use crate::exchange::Fault;
 use crate::identity::agents::AuthFailure;
+use crate::identity::guesses::Slowed;
+use crate::identity::places::NoPlace;
 use crate::identity::token_endpoint::{self, TokenError};
 use crate::intake::Intake;
 use crate::refusal::Refusal;
@@ -19,12 +27,13 @@ use crate::refusal::Refusal;
 const BODY_BYTES: usize = 16 * 1024;
 /// They come in one packet, and a slow one holds a place.
 const BODY_IDLE: Duration = Duration::from_secs(5);
+/// Longest wait for a turn at argon2: twice what checking the secrets of all places takes on an idle core or two.
+const TURN: Duration = Duration::from_secs(20);
 
 impl Gateway {
     pub(super) async fn answer_token(&self, session: &mut Session, exchange: &mut Ticket) -> Result<Admitted, Refusal> {
-        let Ok(_place) = self.site.token_requests.try_acquire() else {
-            return Err(Refusal::queue_full("too many token requests at once"));
-        };
+        let address = exchange.source_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let _place = self.site.token_places.take(address).map_err(|none| self.without_place(none))?;
         // Nobody is known yet: a stranger's body may not take the room of those who are, however it is framed.
         let small = Intake {
             limit_bytes: BODY_BYTES,
@@ -37,10 +46,20 @@ impl Gateway {
             session.req_header().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let (status, body) = match token_endpoint::read(content_type, &body) {
             Err(e) => (e.status(), self.token_refused(exchange, e)),
-            Ok(ask) => match self.authenticate(exchange, ask).await? {
-                Ok(body) => (200, body),
-                Err(e) => (e.status(), self.token_refused(exchange, e)),
-            },
+            Ok(ask) => {
+                let answered = tokio::select! { biased;
+                    answered = self.authenticate(exchange, address, ask) => answered?,
+                    // Its place is free again at once; a check that has begun keeps its turn to the end.
+                    () = gone(session) => {
+                        exchange.fault = Some(Fault::Client);
+                        return Ok(Admitted::Answered);
+                    }
+                };
+                match answered {
+                    Ok(body) => (200, body),
+                    Err(e) => (e.status(), self.token_refused(exchange, e)),
+                }
+            }
         };
         let written = async {
             let mut head: ResponseHeader = json_head(status)?;
@@ -54,29 +73,68 @@ impl Gateway {
         Ok(Admitted::Answered)
     }
 
-    /// argon2 is slow on purpose: off the workers, and few at once.
+    /// argon2 is slow on purpose: off the workers, few at once, and at a pace at which nobody guesses anything.
     async fn authenticate(
         &self,
         exchange: &mut Ticket,
+        address: IpAddr,
         ask: token_endpoint::TokenAsk,
     ) -> Result<Result<Vec<u8>, TokenError>, Refusal> {
         let Some(issuer) = exchange.snapshot.issuer.clone() else {
             return Err(Refusal::unknown_route().because("this proxy has no key to sign tokens with"));
         };
-        let Ok(_turn) = self.site.hashing.acquire().await else {
-            return Err(Refusal::internal_error()); // the semaphore is never closed
+        let token_endpoint::TokenAsk { client_id, client_secret } = ask;
+        let guesses = &self.site.guesses;
+        let now = || self.site.started.elapsed();
+        let arrival = guesses.arrive(address, &client_id, now()).map_err(|slowed| self.slow_down(slowed))?;
+        let Ok(turn) = tokio::time::timeout(TURN, Arc::clone(&self.site.hashing).acquire_owned()).await else {
+            self.site.ledger.metrics.token_request_turned_away("turn");
+            return Err(Refusal::queue_full("no turn to check the secret came in time"));
         };
+        let turn = turn.map_err(|_| Refusal::internal_error())?; // the semaphore is never closed
+        let guess = guesses.guess(arrival, now()).map_err(|slowed| self.slow_down(slowed))?;
         let agents = Arc::clone(&exchange.snapshot.agents);
-        let checked = tokio::task::spawn_blocking(move || agents.authenticate(&ask.client_id, &ask.client_secret));
+        let id = client_id.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            let _turn = turn; // until the check has ended, whether or not somebody still waits for it
+            agents.authenticate(&id, &client_secret)
+        });
         let agent = match checked.await.map_err(|_| Refusal::internal_error())? {
             Ok(agent) => agent,
             Err(AuthFailure::WrongIdOrSecret) => return Ok(Err(TokenError::InvalidClient)),
-            Err(AuthFailure::Suspended) => return Ok(Err(TokenError::Suspended)),
+            Err(AuthFailure::Suspended) => {
+                guesses.proved(guess, now()); // only said to whoever has the secret
+                return Ok(Err(TokenError::Suspended));
+            }
         };
+        guesses.proved(guess, now());
         let (token, minted) = issuer.mint(&agent.claims(), now_s()).map_err(|_| Refusal::internal_error())?;
         exchange.granted_here = true;
         exchange.token_agent = Some(agent.id.clone());
         Ok(Ok(token_endpoint::granted_body(&token, &minted, &agent)))
+    }
+
+    fn without_place(&self, none: NoPlace) -> Refusal {
+        let (word, refusal) = match none {
+            NoPlace::Address => ("address_share", Refusal::queue_share_full(1)),
+            NoPlace::Everybody => ("places", Refusal::queue_full("too many token requests at once")),
+        };
+        self.site.ledger.metrics.token_request_turned_away(word);
+        refusal
+    }
+
+    /// One wording for whichever allowance is used up: only the audit says which.
+    fn slow_down(&self, slowed: Slowed) -> Refusal {
+        let (word, retry_after_s, cause) = match slowed {
+            Slowed::Address { retry_after_s } => {
+                ("address_rate", retry_after_s, "too many token requests from this address")
+            }
+            Slowed::Client { retry_after_s } => {
+                ("client_rate", retry_after_s, "too many wrong secrets for this client_id")
+            }
+        };
+        self.site.ledger.metrics.token_request_turned_away(word);
+        Refusal::rate_limited(retry_after_s).because(cause)
     }
 
     fn token_refused(&self, exchange: &mut Ticket, e: TokenError) -> Vec<u8> {

@@ -1,10 +1,10 @@
 //! An HTTP client that hides nothing: what is sent is written by hand, what comes back is kept byte for byte.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::house::PATIENCE;
@@ -90,7 +90,15 @@ impl Request {
 
     /// Over a connection of its own.
     pub async fn send(&self, address: SocketAddr) -> Reply {
-        let mut connection = Connection::open(address).await;
+        self.send_over(Connection::open(address).await).await
+    }
+
+    /// The same from another address of this machine's.
+    pub async fn send_from(&self, source: IpAddr, address: SocketAddr) -> Reply {
+        self.send_over(Connection::open_from(source, address).await).await
+    }
+
+    async fn send_over(&self, mut connection: Connection) -> Reply {
         connection.send(self).await;
         connection.reply(self.method == "HEAD").await.expect("a reply")
     }
@@ -141,6 +149,14 @@ impl Reply {
         code.unwrap_or_else(|| panic!("status {}: no code", self.status)).to_owned()
     }
 
+    /// What all answers of one kind must share, to the byte: headers but for id and date, and the body.
+    pub fn without_id_and_date(&self) -> (Vec<String>, String) {
+        let own = |name: &str| ["x-request-id", "date"].iter().any(|own| name.eq_ignore_ascii_case(own));
+        let headers =
+            self.headers.iter().filter(|(name, _)| !own(name)).map(|(name, value)| format!("{name}: {value}"));
+        (headers.collect(), self.text())
+    }
+
     pub fn lines(&self) -> Vec<String> {
         self.text().lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
@@ -149,6 +165,15 @@ impl Reply {
 impl Connection {
     pub async fn open(address: SocketAddr) -> Connection {
         let stream = TcpStream::connect(address).await.expect("the proxy listens");
+        stream.set_nodelay(true).expect("a socket");
+        Connection { stream, unread: Vec::new() }
+    }
+
+    /// From another address of this machine's: all of 127.0.0.0/8 is loopback.
+    pub async fn open_from(source: IpAddr, address: SocketAddr) -> Connection {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::new(source, 0)).expect("a free port");
+        let stream = socket.connect(address).await.expect("the proxy listens");
         stream.set_nodelay(true).expect("a socket");
         Connection { stream, unread: Vec::new() }
     }

@@ -13,6 +13,7 @@ mod bodies;
 mod commands;
 mod door;
 mod governed;
+mod guesses;
 mod h2_client;
 mod leaving;
 mod lists;
