@@ -2,6 +2,7 @@
 //!
 //! - [`agents`]: `agent ..`.
 //! - [`demo`]: a proxy, a simulator if no Ollama answers, two requests, and lines to paste.
+//! - [`first_start`]: an agent for a newcomer, and where its secret goes.
 //! - [`log_lines`]: which lines reach standard error.
 //! - [`policies`]: `policy test`, `policy explain`.
 //! - [`tokens`]: `token mint`, `token inspect`.
@@ -18,6 +19,7 @@ use crate::simulator::{self, SimulatorOptions};
 
 mod agents;
 mod demo;
+mod first_start;
 mod log_lines;
 mod policies;
 mod tokens;
@@ -217,7 +219,7 @@ fn load(settings: &Settings) -> Result<Config, Failure> {
 }
 
 fn serve(config: Config) -> Result<(), Failure> {
-    first_start(&config)?;
+    first_start::make_agent(&config)?;
     for line in config.effective().lines() {
         log::debug!("{line}");
     }
@@ -233,26 +235,6 @@ fn serve(config: Config) -> Result<(), Failure> {
 fn announce(started: &Started) {
     eprintln!("listening on http://{}", started.public);
     eprintln!("operator listening on http://{}", started.operator);
-}
-
-/// A proxy without agents is of no use to a newcomer: the first start makes one, and shows its secret once.
-///
-/// Nothing is made where the configuration names somebody else's keys: then tokens come from elsewhere.
-fn first_start(config: &Config) -> Result<(), Failure> {
-    use crate::identity::agents::{Agents, DEMO_AGENT_ID};
-    let foreign_keys = config.identity.public_key.is_some() || !config.identity.jwks_file.as_os_str().is_empty();
-    if config.identity.agents_file.exists() || foreign_keys {
-        return Ok(());
-    }
-    let (_, secret) = Agents::create_with_demo(&config.identity.agents_file)
-        .map_err(|e| Failure::configuration(format!("{}: {e}", config.identity.agents_file.display())))?;
-    eprintln!(
-        "a first agent was made in {}; its secret is shown only this once:",
-        config.identity.agents_file.display()
-    );
-    eprintln!("  client_id      {DEMO_AGENT_ID}");
-    eprintln!("  client_secret  {}", secret.expose());
-    Ok(())
 }
 
 fn check(config: &Config) -> Result<(), Failure> {

@@ -18,7 +18,7 @@ const REPLY_BYTES: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run(mut config: Config) -> Result<(), Failure> {
-    first_start(&config)?;
+    first_start::make_agent(&config)?;
     // Records go to the file; on this terminal they would bury what the demo shows.
     config.audit.stdout = false;
     let runtime = server::runtime(&config)?;

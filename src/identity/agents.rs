@@ -176,19 +176,15 @@ impl Agents {
     /// file. An error where the file exists.
     pub fn create_with_demo(path: &Path) -> Result<(Agents, Secret), AgentsError> {
         let secret = Secret::random();
-        let text = format!(
-            "# Agents that may fetch a token at POST /api/v1/auth/token. Made by the first start; secrets are stored hashed.\n\n\
-             [[agent]]\n\
-             id = \"{DEMO_AGENT_ID}\"\n\
-             name = \"Demo agent\"\n\
-             roles = [\"internal\"]\n\
-             permissions = [\"web:read\", \"web:write\"]\n\
-             risk_tier = \"medium\"\n\
-             state = \"active\"\n\
-             secret_hash = \"{}\"\n",
-            SecretHash::of(&secret).as_str()
-        );
-        let agents = Self::parse(&text)?;
+        let agent = Agent {
+            id: DEMO_AGENT_ID.to_owned(),
+            name: Some("Demo agent".to_owned()),
+            roles: vec!["internal".to_owned()],
+            permissions: vec!["web:read".to_owned(), "web:write".to_owned()],
+            risk_tier: Some("medium".to_owned()),
+            state: State::Active,
+        };
+        let (text, agents) = edit::new_file(agent, SecretHash::of(&secret))?;
         if private_file::create(path, text.as_bytes())? {
             Ok((agents, secret))
         } else {
@@ -211,6 +207,11 @@ impl Agents {
             Some(_) if matches => Err(AuthFailure::Suspended),
             _ => Err(AuthFailure::WrongIdOrSecret),
         }
+    }
+
+    /// Whether both say the same of one id: the agent, its state, its secret.
+    pub fn agrees_on(&self, other: &Agents, id: &str) -> bool {
+        self.by_id.get(id) == other.by_id.get(id)
     }
 
     pub fn find(&self, id: &str) -> Option<&Agent> {
@@ -348,6 +349,20 @@ mod tests {
         assert_eq!(loaded.authenticate(DEMO_AGENT_ID, &secret).unwrap().permissions, ["web:read", "web:write"]);
         assert!(!std::fs::read_to_string(&path).unwrap().contains(secret.expose()), "secrets are stored hashed");
         assert!(matches!(Agents::create_with_demo(&path), Err(AgentsError::AlreadyThere { .. })));
+    }
+
+    #[test]
+    fn agents_agree_on_an_id_while_nothing_of_it_has_changed() {
+        let with = |hash: &SecretHash, more: &str| {
+            let text = agent("a", &format!("secret_hash = \"{}\"\n{more}", hash.as_str())) + &agent("b", "");
+            Agents::parse(&text).unwrap()
+        };
+        let hash = SecretHash::of_nobody();
+        let now = with(&hash, "");
+        assert!(now.agrees_on(&with(&hash, "state = \"active\""), "a") && now.agrees_on(&Agents::default(), "nobody"));
+        for other in [with(&SecretHash::of_nobody(), ""), with(&hash, "state = \"suspended\""), Agents::default()] {
+            assert!(!now.agrees_on(&other, "a"));
+        }
     }
 
     #[test]

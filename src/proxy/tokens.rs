@@ -16,12 +16,14 @@ use super::answer::{answer, json_head};
 use super::lists::gone;
 use crate::door::Ticket;
 use crate::exchange::Fault;
-use crate::identity::agents::AuthFailure;
+use crate::identity::agents::{Agent, AuthFailure};
 use crate::identity::guesses::Slowed;
 use crate::identity::places::NoPlace;
+use crate::identity::secret::Secret;
 use crate::identity::token_endpoint::{self, TokenError};
 use crate::intake::Intake;
 use crate::refusal::Refusal;
+use crate::site::Site;
 
 /// An id and a secret are short.
 const BODY_BYTES: usize = 16 * 1024;
@@ -93,11 +95,10 @@ impl Gateway {
         };
         let turn = turn.map_err(|_| Refusal::internal_error())?; // the semaphore is never closed
         let guess = guesses.guess(arrival, now()).map_err(|slowed| self.slow_down(slowed))?;
-        let agents = Arc::clone(&exchange.snapshot.agents);
-        let id = client_id.clone();
+        let (site, id) = (Arc::clone(&self.site), client_id.clone());
         let checked = tokio::task::spawn_blocking(move || {
             let _turn = turn; // until the check has ended, whether or not somebody still waits for it
-            agents.authenticate(&id, &client_secret)
+            check_secret(&site, &id, &client_secret)
         });
         let agent = match checked.await.map_err(|_| Refusal::internal_error())? {
             Ok(agent) => agent,
@@ -152,5 +153,18 @@ impl Gateway {
         };
         let _ = written.await; // the client left: nobody to tell
         Ok(Admitted::Answered)
+    }
+}
+
+/// By the agents of now, not by those of when the request came: it may have waited for its turn while a secret was rotated or an agent
+/// suspended, and whoever did that was told that it is done. So it is checked again where the agent changed during the check.
+fn check_secret(site: &Site, id: &str, secret: &Secret) -> Result<Agent, AuthFailure> {
+    loop {
+        let agents = Arc::clone(&site.snapshot.load().agents);
+        let checked = agents.authenticate(id, secret);
+        // Ends: nobody edits one agent again and again within the milliseconds of a check.
+        if agents.agrees_on(&site.snapshot.load().agents, id) {
+            return checked;
+        }
     }
 }

@@ -174,20 +174,15 @@ async fn a_list_of_which_nothing_may_be_seen_is_refused_with_one_final_record() 
 #[tokio::test]
 async fn a_token_that_was_given_is_recorded_under_its_agent() {
     let house = House::open().await;
-    let log = house.log();
-    let word = |name: &str| {
-        let line = log.lines().find(|line| line.trim_start().starts_with(name)).expect("shown on the first start");
-        line.split_whitespace().last().expect("a value").to_owned()
-    };
-    let ask = json!({ "client_id": word("client_id"), "client_secret": word("client_secret"),
-        "grant_type": "client_credentials" });
+    let (id, secret) = house.first_agent();
+    let ask = json!({ "client_id": id, "client_secret": secret, "grant_type": "client_credentials" });
     let reply = house.send(Request::post("/api/v1/auth/token", ask).id("granted")).await;
     assert_eq!(reply.status, 200);
     let token = reply.json()["access_token"].as_str().expect("a token").to_owned();
     let records = house.records_of("granted").await;
     assert_eq!(phases(&records), ["final"]);
     assert_eq!(end_of(&records[0]), (Some("allow"), Some("complete"), Some(200)));
-    assert_eq!(records[0]["agent_id"], word("client_id"));
+    assert_eq!(records[0]["agent_id"], *id);
     assert_eq!(records[0]["target"], "/api/v1/auth/token");
     assert_eq!(house.send(Request::get("/api/version").bearer(&token)).await.status, 200);
 }

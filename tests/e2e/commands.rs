@@ -328,14 +328,9 @@ async fn the_first_start_makes_a_key_and_an_agent_and_the_second_makes_nothing()
     assert_eq!(mode(&state), 0o700);
     assert_eq!(mode(&state.join("signing-key.pem")), 0o600);
     assert_eq!(mode(&state.join("agents.toml")), 0o600);
-    let log = first.log();
-    let said = |name: &str| {
-        let mut lines = log.lines().filter_map(|line| line.trim().strip_prefix(name));
-        let value = lines.next().expect("it is printed").trim().to_owned();
-        assert!(lines.next().is_none(), "{name} is printed once");
-        value
-    };
-    let (id, secret) = (said("client_id "), said("client_secret "));
+    assert_eq!(mode(&state.join("first-agent.secret")), 0o600);
+    let (id, secret) = first.first_agent();
+    assert!(first.log().contains("first-agent.secret") && !first.log().contains(&secret), "the path alone is printed");
     let agents = std::fs::read_to_string(state.join("agents.toml")).unwrap();
     assert!(!agents.contains(&secret), "only its hash is kept");
     let ask = json!({ "client_id": id, "client_secret": secret, "grant_type": "client_credentials" });
@@ -350,11 +345,52 @@ async fn the_first_start_makes_a_key_and_an_agent_and_the_second_makes_nothing()
     assert!(first.exit().await.success());
     let env = vec![("BEHAVRY_STATE_DIR".to_owned(), state.display().to_string())];
     let second = House::with(Plan { env, no_key: true, ..Plan::default() }).await;
-    assert!(!second.log().contains("client_secret"), "{}", second.log());
+    assert!(!second.log().contains("a first agent"), "{}", second.log());
     assert_eq!(std::fs::read_to_string(state.join("agents.toml")).unwrap(), agents);
     assert_eq!(std::fs::read(state.join("signing-key.pem")).unwrap(), key);
     assert_eq!(second.send(Request::get("/api/tags").bearer(&token)).await.status, 200, "the token still holds");
     assert_eq!(second.send(Request::post("/api/v1/auth/token", ask)).await.status, 200);
+}
+
+#[tokio::test]
+async fn on_a_terminal_the_first_start_shows_the_secret_and_keeps_it_nowhere() {
+    let state = folder();
+    let (mut terminal, end) = terminal();
+    let mut serve = with_state(&["serve", "--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0"], state.path());
+    serve.env("BEHAVRY_JWT_ALGORITHM", "EdDSA").stdout(std::process::Stdio::null()).stderr(end);
+    let mut child = serve.spawn().expect("the program starts");
+    drop(serve); // and with it our hold on the terminal's other end
+    let printed = std::thread::spawn(move || {
+        let (mut printed, mut some) = (Vec::new(), [0; 1024]);
+        while !String::from_utf8_lossy(&printed).contains("operator listening on") {
+            match std::io::Read::read(&mut terminal, &mut some) {
+                Ok(0) | Err(_) => break,
+                Ok(n) => printed.extend_from_slice(&some[..n]),
+            }
+        }
+        String::from_utf8_lossy(&printed).into_owned()
+    });
+    let printed = printed.join().expect("it reads");
+    let _ = child.kill();
+    let _ = child.wait();
+    let secret = printed.lines().find_map(|line| line.trim().strip_prefix("client_secret ")).expect(&printed).trim();
+    assert_eq!(printed.matches(secret).count(), 1, "once");
+    assert!(!state.path().join("first-agent.secret").exists());
+    let agents = behavry_ollama_proxy::identity::agents::Agents::load(&state.path().join("agents.toml")).expect("made");
+    let secret = behavry_ollama_proxy::identity::secret::Secret::new(secret.to_owned());
+    assert!(agents.authenticate("demo-agent", &secret).is_ok());
+}
+
+/// A terminal: the side of who sits there, and the side of the program.
+fn terminal() -> (std::fs::File, std::fs::File) {
+    use std::os::fd::FromRawFd;
+    let (mut ours, mut theirs) = (0, 0);
+    let none = std::ptr::null_mut();
+    // SAFETY: two descriptors are written; name, settings and size are not given.
+    let opened = unsafe { libc::openpty(&mut ours, &mut theirs, none, none.cast(), none.cast()) };
+    assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: both are open, and nobody else's.
+    unsafe { (std::fs::File::from_raw_fd(ours), std::fs::File::from_raw_fd(theirs)) }
 }
 
 #[tokio::test]

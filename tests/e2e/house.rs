@@ -190,6 +190,14 @@ impl House {
         finals[0].clone()
     }
 
+    /// Id and secret of the agent that the first start made, whose standard error is no terminal here.
+    pub fn first_agent(&self) -> (String, String) {
+        let text = std::fs::read_to_string(self.dir.path().join("state/first-agent.secret")).expect("it was made");
+        let kept: Value = serde_json::from_str(&text).expect("JSON");
+        let word = |name: &str| kept[name].as_str().expect("a word").to_owned();
+        (word("client_id"), word("client_secret"))
+    }
+
     /// What the program printed so far, on both streams.
     pub fn log(&self) -> String {
         self.log.lock().expect("not poisoned").clone()

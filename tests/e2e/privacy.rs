@@ -347,19 +347,8 @@ async fn credentials_of_ours_are_never_shown() {
     let backend_key = "canary-backend-key-0123456789";
     let env = vec![("BEHAVRY_OLLAMA_API_KEY".to_owned(), backend_key.to_owned())];
     let house = loud_house(Plan { env, ..Plan::default() }).await;
-    let secret = {
-        let log = house.log();
-        let line = log.lines().find(|line| line.trim_start().starts_with("client_secret")).expect("shown once");
-        line.split_whitespace().last().expect("a value").to_owned()
-    };
-    let grant = json!({ "client_id": "demo", "client_secret": secret, "grant_type": "client_credentials" });
-    let client_id = {
-        let log = house.log();
-        let line = log.lines().find(|line| line.trim_start().starts_with("client_id")).expect("shown").to_owned();
-        line.split_whitespace().last().expect("a value").to_owned()
-    };
-    let mut grant = grant;
-    grant["client_id"] = client_id.into();
+    let (id, secret) = house.first_agent();
+    let grant = json!({ "client_id": id, "client_secret": secret, "grant_type": "client_credentials" });
     let given = house.send(Request::post("/api/v1/auth/token", grant)).await;
     assert_eq!(given.status, 200);
     let token = given.json()["access_token"].as_str().expect("a token").to_owned();
@@ -373,7 +362,7 @@ async fn credentials_of_ours_are_never_shown() {
     }
     let spilled = spilled(&house, &[]).await;
     assert!(spilled.is_empty(), "{spilled:#?}");
-    assert_eq!(house.log().matches(&secret).count(), 1, "an agent's secret is shown once, when it is made");
+    assert!(!house.log().contains(&secret), "what is printed here is kept by somebody");
     let audit = std::fs::read_to_string(house.audit_file()).expect("the audit file");
     let everywhere = house.log() + &audit + &house.metrics().await;
     for part in token.split('.').skip(1) {

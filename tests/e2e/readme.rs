@@ -164,11 +164,7 @@ async fn the_readmes_commands_work_as_they_are_printed() {
         return;
     }
     let house = House::open().await;
-    let log = house.log();
-    let said = |what: &str| {
-        let found = log.lines().find_map(|line| line.trim().strip_prefix(what)).map(str::trim);
-        found.unwrap_or_else(|| panic!("the first start does not say {what}")).to_owned()
-    };
+    let (client_id, client_secret) = house.first_agent();
     let home = tempfile::tempdir().expect("a folder");
     let state = home.path().join(".local/state");
     fs::create_dir_all(&state).expect("a folder");
@@ -185,8 +181,8 @@ async fn the_readmes_commands_work_as_they_are_printed() {
     let script = script
         .replace("localhost:8000", &house.public.to_string())
         .replace("localhost:5173", &house.operator.to_string())
-        .replace("YOUR_CLIENT_ID", &said("client_id"))
-        .replace("YOUR_SECRET", &said("client_secret"));
+        .replace("YOUR_CLIENT_ID", &client_id)
+        .replace("YOUR_SECRET", &client_secret);
     // Off this thread, on which the simulator answers.
     let mut command = Command::new("timeout");
     command

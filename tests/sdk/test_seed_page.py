@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -90,10 +91,10 @@ input.agent_role == "external"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, backend):
-    """The proxy as a newcomer starts it: no policy of his own, an agent that the first start made and showed once."""
+    """The proxy as a newcomer starts it: no policy of his own, the first start's agent, its secret in a file of its own."""
     running = stack.Proxy(tmp_path_factory.mktemp("page") / "p", backend)
-    running.client_id = running.program.wait_for(r"client_id\s+(\S+)")[1]
-    running.client_secret = running.program.wait_for(r"client_secret\s+(\S+)")[1]
+    kept = json.loads(Path(running.program.wait_for(r"id and secret are in (\S+),")[1]).read_text())
+    running.client_id, running.client_secret = kept["client_id"], kept["client_secret"]
     yield running
     running.stop()
 

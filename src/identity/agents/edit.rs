@@ -107,6 +107,17 @@ pub fn change_file(path: &Path, change: &Change) -> Result<Agents, EditError> {
     Ok(agents)
 }
 
+/// The text of a file with one agent, and the agents in it.
+pub(super) fn new_file(agent: Agent, secret_hash: SecretHash) -> Result<(String, Agents), AgentsError> {
+    let mut document = DocumentMut::new();
+    document.set_trailing(HEADER);
+    document.insert("agent", Item::ArrayOfTables(ArrayOfTables::new()));
+    add(&mut document, table_of(&agent, Some(&secret_hash)));
+    let text = document.to_string();
+    let agents = Agents::parse(&text)?;
+    Ok((text, agents))
+}
+
 /// The text with the change, and the agents in it.
 pub fn apply(text: &str, change: &Change) -> Result<(String, Agents), EditError> {
     let before = Agents::parse(text).map_err(EditError::Broken)?;
