@@ -422,7 +422,7 @@ async fn the_demo_serves_two_requests_prints_lines_that_work_and_ends_at_ctrl_c(
     assert!(printed.contains("== the same in OpenAI's words") && printed.contains("data: [DONE]"), "{printed}");
     let records: Vec<Value> = printed
         .lines()
-        .filter(|line| line.starts_with("{\"id\""))
+        .filter(|line| line.starts_with('{') && line.contains("\"event_hash\":"))
         .map(|line| serde_json::from_str(line).expect("a record"))
         .collect();
     let finals = records.iter().filter(|record| record["extra"]["phase"] == "final").count();
