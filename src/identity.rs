@@ -1,13 +1,17 @@
 //! Who is asking: credentials of a request in, a [`Caller`] out. Pure: header map and clock are arguments.
 //!
 //! In reading order:
-//! - [`verify`]: the [`Verifier`], from the headers of a request to its caller, with a cache of verdicts.
-//! - [`credential`]: which header carries the token.
+//! - [`identify`](fn@identify): asks tokens, devices or API keys, by the credential's form.
+//! - [`credential`]: which header carries the credential, and which form it has.
+//! - [`verify`]: the [`Verifier`], from a token to its caller, with a cache of verdicts.
+//! - [`device`]: the signatures of Ollama's own client.
+//! - [`api_key`]: static keys for clients that cannot fetch a token.
+//! - [`keyring`]: whose device keys and API keys are.
 //! - [`token`]: the strict look at a token and at its claims; `jsonwebtoken` does less than it seems.
 //! - [`cause`]: the closed set of words that say why a token does not hold.
 //! - [`keys`], [`jwks`], [`pem`]: what tokens are verified with; the key fixes the algorithm.
 //! - [`signing`], [`issuer`]: the proxy's own key, and the tokens it signs.
-//! - [`agents`], [`secret`]: who may have a token, and their hashed secrets.
+//! - [`agents`], [`secret`]: who may have a token, their keys and hashed secrets.
 //! - [`token_endpoint`]: the words of `POST /api/v1/auth/token`, without its socket.
 //! - [`guesses`], [`places`]: how fast secrets may be guessed there, and how many may ask at once.
 //! - [`private_file`], [`strict_json`]: files that only we may read, JSON that has one meaning.
@@ -15,11 +19,15 @@
 use crate::wire::Kind;
 
 pub mod agents;
+pub mod api_key;
 pub mod cause;
 pub mod credential;
+pub mod device;
 pub mod guesses;
+mod identify;
 pub mod issuer;
 pub mod jwks;
+pub mod keyring;
 pub mod keys;
 pub mod pem;
 pub mod places;
@@ -32,26 +40,27 @@ pub mod token_endpoint;
 pub mod verify;
 
 pub use cause::CAUSES;
+pub use identify::{Asked, Identified, identify};
 pub use issuer::Issuer;
 pub use keys::{Algorithm, KeySet};
 pub use secret::Secret;
 pub use signing::SigningKey;
 pub use verify::{Verifier, VerifierSettings};
 
-/// An agent whose token was verified. Everything in it was signed by a key that we trust.
+/// An agent whose credential was verified. Everything in it was signed by a key that we trust, or stands in the agents file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caller {
-    /// `sub`.
+    /// `sub` of a token, `id` in the agents file.
     pub agent_id: String,
-    /// `name`, where the token has one.
+    /// `name`, where there is one.
     pub agent_name: Option<String>,
-    /// `jti`.
+    /// `jti` of a token, the fingerprint of a device's key (`SHA256:..`), or what names an API key (`key:..`).
     pub session_id: String,
     /// At most 8 (contract, section 2).
     pub roles: Vec<String>,
     pub permissions: Vec<String>,
     pub risk_tier: Option<String>,
-    /// `exp`, seconds since 1970.
+    /// `exp`, seconds since 1970. A key has none, and the last second there is.
     pub expires_at: i64,
 }
 

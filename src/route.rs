@@ -183,13 +183,11 @@ pub fn resolve(method: &str, path: &str, settings: &RouteSettings) -> Result<Rou
         "/.well-known/jwks.json" => return only("GET", method, Route::Jwks),
         _ => {}
     }
-    let path = match below_base(path) {
-        // Ollama's client begins with `HEAD <base>/`, and people type the base without the slash.
-        Some("") => "/",
-        Some(rest) => rest,
-        None if settings.drop_in => path,
-        None => return Err(RouteError::Unknown),
-    };
+    if below_base(path).is_none() && !settings.drop_in {
+        return Err(RouteError::Unknown);
+    }
+    // Ollama's client begins with `HEAD <base>/`, and people type the base without the slash.
+    let path = own_path(path);
     for Row(methods, pattern, to) in TABLE {
         let Some(rest) = pattern.rest_of(path) else { continue };
         if *methods != ANY && !methods.split(", ").any(|m| m == method) {
@@ -202,6 +200,15 @@ pub fn resolve(method: &str, path: &str, settings: &RouteSettings) -> Result<Rou
         });
     }
     Err(RouteError::Unknown)
+}
+
+/// Ollama's own path, without a base path: what its client signs. Of a path that is no route it is that path.
+pub fn own_path(path: &str) -> &str {
+    match below_base(path) {
+        Some("") => "/",
+        Some(rest) => rest,
+        None => path,
+    }
 }
 
 /// Whose words a refusal uses where no endpoint is known: by the path alone, as far as it goes.

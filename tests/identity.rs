@@ -8,9 +8,10 @@ use std::sync::{Arc, OnceLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD};
 use behavry_ollama_proxy::identity::issuer::{Claims, DEFAULT_TTL_S, Issuer};
+use behavry_ollama_proxy::identity::keyring::Keyring;
 use behavry_ollama_proxy::identity::keys::{KeyError, VerificationKey};
 use behavry_ollama_proxy::identity::{
-    Algorithm, CAUSES, Caller, KeySet, Rejection, SigningKey, Verifier, VerifierSettings,
+    Algorithm, Asked, CAUSES, Caller, KeySet, Rejection, SigningKey, Verifier, VerifierSettings, identify,
 };
 use http::{HeaderMap, HeaderValue};
 use jsonwebtoken::EncodingKey;
@@ -86,7 +87,13 @@ fn ask(verifier: &Verifier, token: &str) -> Result<Arc<Caller>, Rejection> {
     let mut headers = HeaderMap::new();
     headers
         .insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).expect("a token is visible ASCII"));
-    verifier.verify(&headers, NOW_S)
+    identify_at(verifier, &headers, NOW_S)
+}
+
+/// By a proxy whose agents file is empty.
+fn identify_at(verifier: &Verifier, headers: &HeaderMap, now_s: i64) -> Result<Arc<Caller>, Rejection> {
+    let asked = Asked { headers, method: "POST", path: "/api/chat", query: None };
+    identify(verifier, &Keyring::default(), &asked, now_s).map(|identified| identified.caller)
 }
 
 /// The cause for which a token is refused; it must be one that the metric knows.
@@ -157,14 +164,14 @@ fn a_clock_before_1970_does_not_panic() {
     let token = Signer::Es256.token(ES256_HEADER, &good_claims().to_string());
     headers.insert("x-api-key", HeaderValue::from_str(&token).unwrap());
     for now_s in [-1, i64::MIN, 0] {
-        assert!(es256().verify(&headers, now_s).is_ok());
+        assert!(identify_at(es256(), &headers, now_s).is_ok());
     }
-    assert_eq!(es256().verify(&headers, i64::MAX), Err(Rejection::Invalid("expired")));
+    assert_eq!(identify_at(es256(), &headers, i64::MAX), Err(Rejection::Invalid("expired")));
 }
 
 #[test]
 fn a_request_without_a_token_is_missing_one() {
-    assert_eq!(es256().verify(&HeaderMap::new(), NOW_S), Err(Rejection::Missing));
+    assert_eq!(identify_at(es256(), &HeaderMap::new(), NOW_S), Err(Rejection::Missing));
 }
 
 // --- The algorithm.

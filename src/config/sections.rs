@@ -238,6 +238,9 @@ pub struct Identity {
     pub jwks_file: PathBuf,
     /// The agents of the built-in issuer. Empty: `agents.toml` in the state folder. Variable `BEHAVRY_AGENTS_FILE`.
     pub agents_file: PathBuf,
+    /// Take the static API keys of the agents file beside tokens. Default false: a key is good until somebody takes it away, a
+    /// token for an hour.
+    pub api_keys: bool,
     /// How far two clocks may differ. Default 30 s: agents run on laptops and in containers whose clocks nobody watches.
     #[serde(
         rename = "leeway_s",
@@ -273,6 +276,7 @@ impl Default for Identity {
             secret_file: PathBuf::new(),
             jwks_file: PathBuf::new(),
             agents_file: PathBuf::new(),
+            api_keys: false,
             leeway: Duration::from_secs(30),
             token_ttl: Duration::from_secs(3600),
             token_requests_per_minute: 300,

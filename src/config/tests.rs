@@ -516,6 +516,7 @@ private_key_file = ""
 secret_file = ""
 jwks_file = ""
 agents_file = "/var/lib/behavry/agents.toml"
+api_keys = false
 leeway_s = 30
 token_ttl_s = 3600
 token_requests_per_minute = 300

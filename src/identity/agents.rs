@@ -9,15 +9,20 @@
 //! risk_tier = "medium"                      # optional
 //! state = "active"                          # or "suspended"; optional
 //! secret_hash = "$argon2id$v=19$m=19456,t=2,p=1$..."   # optional: without it, only `token mint` makes its tokens
+//! device_keys = ["ssh-ed25519 AAAA.. me@laptop"]       # optional: what Ollama's own client signs with
+//! api_keys = [{ name = "ci", sha256 = "9f86d0.." }]    # optional; they count where `identity.api_keys` is on
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use super::api_key::{self, ApiKeyHash};
+use super::device::DeviceKey;
+use super::keyring::{Keyring, Taken};
 use super::secret::{Secret, SecretHash};
 use super::{issuer, private_file, token};
 
@@ -25,6 +30,9 @@ pub mod edit;
 
 /// The agent that a first start makes.
 pub const DEMO_AGENT_ID: &str = "demo-agent";
+
+/// Most device keys, and most API keys, of one agent. Whoever needs more wants another agent.
+const MAX_KEYS: usize = 64;
 
 /// Whether an agent may have tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +125,7 @@ pub struct Agents {
     by_id: HashMap<String, (Agent, Option<SecretHash>)>,
     /// As in the file.
     order: Vec<String>,
+    keyring: Keyring,
 }
 
 impl Agents {
@@ -166,6 +175,8 @@ impl Agents {
             if agents.by_id.contains_key(&agent.id) {
                 return Err(fault(offset, format!("the id {:?} is there twice: give each agent its own", agent.id)));
             }
+            hang_up(&mut agents.keyring, &agent, &entry.device_keys, &entry.api_keys)
+                .map_err(|(at, what)| fault(at.unwrap_or(offset), what))?;
             agents.order.push(agent.id.clone());
             agents.by_id.insert(agent.id.clone(), (agent, hash));
         }
@@ -214,6 +225,17 @@ impl Agents {
         self.by_id.get(id) == other.by_id.get(id)
     }
 
+    /// The same agents, whose API keys count or do not (`identity.api_keys`). They do not unless this is said.
+    pub fn accepting_api_keys(mut self, on: bool) -> Agents {
+        self.keyring.accept_api_keys(on);
+        self
+    }
+
+    /// Their device keys and API keys.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
     pub fn find(&self, id: &str) -> Option<&Agent> {
         self.by_id.get(id).map(|(agent, _)| agent)
     }
@@ -252,6 +274,58 @@ struct Entry {
     #[serde(default)]
     state: State,
     secret_hash: Option<Spanned<String>>,
+    #[serde(default)]
+    device_keys: Vec<Spanned<String>>,
+    #[serde(default)]
+    api_keys: Vec<Spanned<ApiKeyEntry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApiKeyEntry {
+    name: String,
+    sha256: String,
+}
+
+/// Puts an agent's keys on the ring. The error is where and what.
+fn hang_up(
+    keyring: &mut Keyring,
+    agent: &Agent,
+    device_keys: &[Spanned<String>],
+    api_keys: &[Spanned<ApiKeyEntry>],
+) -> Result<(), (Option<usize>, String)> {
+    for (what, count) in [("device_keys", device_keys.len()), ("api_keys", api_keys.len())] {
+        if count > MAX_KEYS {
+            return Err((None, format!("`{what}` has more than {MAX_KEYS}: remove some, or make another agent")));
+        }
+    }
+    let twice = |what: &str, taken: Taken| {
+        format!(
+            "this {what} is the agent {:?}'s already: a key belongs to one agent, so take it out of one",
+            taken.agent_id
+        )
+    };
+    for line in device_keys {
+        let at = Some(line.span().start);
+        let key = DeviceKey::parse(line.get_ref()).map_err(|why| (at, format!("one of `device_keys` {why}")))?;
+        keyring.add_device(key, agent).map_err(|taken| (at, twice("device key", taken)))?;
+    }
+    let mut names = HashSet::new();
+    for entry in api_keys {
+        let at = Some(entry.span().start);
+        let ApiKeyEntry { name, sha256 } = entry.get_ref();
+        let hash = ApiKeyHash::parse(sha256).map_err(|why| (at, format!("`sha256` {why}")))?;
+        if !token::is_plain(name, api_key::MAX_NAME_CHARS) {
+            let what =
+                format!("`name` must have 1 to {} characters and no control characters", api_key::MAX_NAME_CHARS);
+            return Err((at, what));
+        }
+        if !names.insert(name) {
+            return Err((at, format!("the API key {name:?} is there twice: give each a name of its own")));
+        }
+        keyring.add_api_key(hash, agent).map_err(|taken| (at, twice("API key", taken)))?;
+    }
+    Ok(())
 }
 
 /// What the verifier would refuse in a token is refused in the file.
@@ -281,6 +355,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
+    use crate::identity::cause;
 
     fn agent(id: &str, more: &str) -> String {
         format!("[[agent]]\nid = \"{id}\"\n{more}\n")
@@ -324,6 +399,81 @@ mod tests {
             let said = fault(&text);
             assert!(said.starts_with(&format!("agents.toml:{line}: ")) && said.contains(words), "{text}\n{said}");
             assert!(!said.contains("hunter2"), "a hash or secret is never quoted");
+        }
+    }
+
+    const DEVICE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBwHRSNviAJ/Gf9o9Iq7i4SwiFXNWG8ELj5+xDRdKidG me@laptop";
+
+    fn device_keys(lines: &[&str]) -> String {
+        format!("device_keys = {lines:?}")
+    }
+
+    fn api_keys(keys: &[(&str, &str)]) -> String {
+        let keys: Vec<String> = keys
+            .iter()
+            .map(|(name, key)| format!("{{ name = {name:?}, sha256 = \"{}\" }}", ApiKeyHash::of(key).to_hex()))
+            .collect();
+        format!("api_keys = [{}]", keys.join(", "))
+    }
+
+    #[test]
+    fn a_device_key_stands_for_its_agent() {
+        let text = agent("a", "roles = [\"r\"]\npermissions = [\"web:read\"]\nrisk_tier = \"low\"\nname = \"A\"")
+            + &device_keys(&[DEVICE]);
+        let agents = Agents::parse(&text).unwrap();
+        let key = DeviceKey::parse(DEVICE).unwrap();
+        let caller = agents.keyring().device(&key).unwrap();
+        assert_eq!((&*caller.agent_id, caller.agent_name.as_deref()), ("a", Some("A")));
+        assert_eq!(caller.session_id, "SHA256:rz2L0IwXB9NDnzf6Q5IAEMIS92rk/5mYNNhLMtR1ylU");
+        assert_eq!((&caller.roles[..], &caller.permissions[..]), (&["r".to_owned()][..], &["web:read".to_owned()][..]));
+        assert_eq!(caller.risk_tier.as_deref(), Some("low"));
+        let nobody = Agents::parse(&agent("a", "")).unwrap();
+        assert_eq!(nobody.keyring().device(&key), Err(cause::UNKNOWN_DEVICE));
+        let asleep = Agents::parse(&agent("a", &format!("state = \"suspended\"\n{}", device_keys(&[DEVICE])))).unwrap();
+        assert_eq!(asleep.keyring().device(&key), Err(cause::SUSPENDED));
+    }
+
+    #[test]
+    fn an_api_key_counts_where_it_is_turned_on_and_its_agent_is_active() {
+        let text = agent("a", &api_keys(&[("ci", "bop_1"), ("other", "bop_2")]))
+            + &agent("b", &format!("state = \"suspended\"\n{}", api_keys(&[("ci", "bop_3")])));
+        let off = Agents::parse(&text).unwrap();
+        assert_eq!(off.keyring().api_key("bop_1"), Err(cause::API_KEYS_OFF));
+        let on = off.accepting_api_keys(true);
+        let caller = on.keyring().api_key("bop_1").unwrap();
+        assert_eq!((&*caller.agent_id, &*caller.session_id), ("a", &*ApiKeyHash::of("bop_1").session_id()));
+        assert_eq!(on.keyring().api_key("bop_2").unwrap().agent_id, "a");
+        assert_eq!(on.keyring().api_key("bop_3"), Err(cause::SUSPENDED));
+        assert_eq!(on.keyring().api_key("bop_4"), Err(cause::UNKNOWN_API_KEY));
+        assert!(!format!("{on:?}").contains(&ApiKeyHash::of("bop_1").to_hex()), "no debug text holds a hash");
+    }
+
+    #[test]
+    fn a_key_that_is_broken_or_belongs_to_two_is_refused_with_its_line() {
+        let same_key_other_comment = DEVICE.replace("me@laptop", "you@desk");
+        let many = vec![DEVICE; 65];
+        for (text, line, words) in [
+            (agent("a", &device_keys(&["ssh-rsa AAAA hunter2"])), 3, "ssh-ed25519"),
+            (
+                agent("a", &device_keys(&[DEVICE])) + &agent("b", &device_keys(&[&same_key_other_comment])),
+                6,
+                "agent \"a\"'s",
+            ),
+            (agent("a", &device_keys(&[DEVICE, &same_key_other_comment])), 3, "one agent"),
+            (agent("a", &device_keys(&many)), 1, "more than 64"),
+            (agent("a", "api_keys = [{ name = \"ci\", sha256 = \"hunter2\" }]"), 3, "SHA-256"),
+            (agent("a", "api_keys = [{ name = \"ci\", key = \"hunter2\" }]"), 3, "unknown field"),
+            (agent("a", &api_keys(&[("", "bop_1")])), 3, "`name`"),
+            (agent("a", &api_keys(&[("ci", "bop_1"), ("ci", "bop_2")])), 3, "twice"),
+            (
+                agent("a", &api_keys(&[("ci", "bop_1")])) + &agent("b", &api_keys(&[("ci", "bop_1")])),
+                6,
+                "agent \"a\"'s",
+            ),
+        ] {
+            let said = fault(&text);
+            assert!(said.starts_with(&format!("agents.toml:{line}: ")) && said.contains(words), "{text}\n{said}");
+            assert!(!said.contains("hunter2") && !said.contains("AAAAC3"), "a key or hash is never quoted");
         }
     }
 

@@ -5,13 +5,13 @@
 pub const MISSING: &str = "missing";
 /// `Authorization` or `x-api-key` is there twice.
 pub const REPEATED_CREDENTIAL: &str = "repeated_credential";
-/// `Authorization` and `x-api-key` carry different tokens.
+/// `Authorization` and `x-api-key` carry different credentials.
 pub const CONFLICTING_CREDENTIALS: &str = "conflicting_credentials";
-/// `Authorization` with a scheme other than Bearer.
+/// `Authorization` with a scheme other than Bearer, and no signature of a device either.
 pub const NOT_BEARER: &str = "not_bearer";
 /// Longer than [`MAX_TOKEN_BYTES`](super::credential::MAX_TOKEN_BYTES).
 pub const OVERSIZED: &str = "oversized";
-/// Not three segments of canonical base64url with JSON objects in the first two.
+/// Not three segments of canonical base64url with JSON objects in the first two; or a device's key or signature that is none.
 pub const MALFORMED: &str = "malformed";
 /// A member is there twice, in the header or in the claims.
 pub const DUPLICATE_MEMBER: &str = "duplicate_member";
@@ -36,6 +36,18 @@ pub const WRONG_AUDIENCE: &str = "wrong_audience";
 /// Without `sub`, `jti`, and `roles` or `permissions`: an administrator's token, signed by the same key.
 pub const NOT_AN_AGENT: &str = "not_an_agent";
 pub const TOO_MANY_ROLES: &str = "too_many_roles";
+/// A device's key that belongs to no agent.
+pub const UNKNOWN_DEVICE: &str = "unknown_device";
+/// A device's signature without `ts`, with two, or with one that is no time.
+pub const BAD_TIMESTAMP: &str = "bad_timestamp";
+/// A device's `ts` lies too far from our clock; one of the two is wrong, or somebody sends an old request again.
+pub const STALE_TIMESTAMP: &str = "stale_timestamp";
+/// An API key, and this proxy takes none.
+pub const API_KEYS_OFF: &str = "api_keys_off";
+/// An API key that belongs to no agent.
+pub const UNKNOWN_API_KEY: &str = "unknown_api_key";
+/// A good key of an agent that is suspended.
+pub const SUSPENDED: &str = "suspended";
 
 /// Every cause, for the metric that counts them.
 pub const CAUSES: &[&str] = &[
@@ -58,4 +70,10 @@ pub const CAUSES: &[&str] = &[
     WRONG_AUDIENCE,
     NOT_AN_AGENT,
     TOO_MANY_ROLES,
+    UNKNOWN_DEVICE,
+    BAD_TIMESTAMP,
+    STALE_TIMESTAMP,
+    API_KEYS_OFF,
+    UNKNOWN_API_KEY,
+    SUSPENDED,
 ];

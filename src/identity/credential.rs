@@ -1,8 +1,11 @@
-//! Which header carries the token. `Authorization: Bearer`, or `x-api-key` (Anthropic's clients); contract, section 2.
+//! Which header carries the credential, and of which form it is: the one place that tells tokens, API keys and devices apart.
+//!
+//! Tokens and API keys come in `Authorization: Bearer` or in `x-api-key` (Anthropic's clients); a device's signature is the whole
+//! value of `Authorization` (contract, section 2).
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 
-use super::{Rejection, cause};
+use super::{Rejection, api_key, cause, device};
 
 /// Longest token that is looked at, in bytes: refused before any decoding or cryptography. An agent's token with 8
 /// roles and an RSA signature is about 1 KiB.
@@ -10,22 +13,41 @@ pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
+/// The one credential of a request, by its form. Nothing of it is believed yet.
+#[derive(Clone, Copy)]
+pub enum Credential<'a> {
+    /// A JWT, or what should have been one.
+    Token(&'a str),
+    /// It has the prefix of API keys, so it is never tried as a token.
+    ApiKey(&'a str),
+    /// What Ollama's own client sends.
+    Device(device::Signed<'a>),
+}
+
 /// The one credential of a request. An empty value is no credential: SDKs send `Bearer ` when no key is configured.
-pub fn read(headers: &HeaderMap) -> Result<&str, Rejection> {
-    let bearer = single(headers, &AUTHORIZATION)?.map(bearer_token).transpose()?;
+pub fn read(headers: &HeaderMap) -> Result<Credential<'_>, Rejection> {
+    let authorization = single(headers, &AUTHORIZATION)?.map(|value| value.as_bytes().trim_ascii());
     let api_key = single(headers, &X_API_KEY)?.map(HeaderValue::as_bytes);
-    let token = match (bearer, api_key) {
+    if let Some(signed) = authorization.and_then(device::Signed::read) {
+        return match api_key {
+            None => Ok(Credential::Device(signed)),
+            Some(_) => Err(Rejection::Invalid(cause::CONFLICTING_CREDENTIALS)),
+        };
+    }
+    let bearer = authorization.map(bearer_token).transpose()?;
+    let secret = match (bearer, api_key) {
         (Some(one), Some(other)) if one != other => return Err(Rejection::Invalid(cause::CONFLICTING_CREDENTIALS)),
         (Some(one), _) | (None, Some(one)) => one,
         (None, None) => return Err(Rejection::Missing),
     };
-    if token.is_empty() {
+    if secret.is_empty() {
         return Err(Rejection::Missing);
     }
-    if token.len() > MAX_TOKEN_BYTES {
+    if secret.len() > MAX_TOKEN_BYTES {
         return Err(Rejection::Invalid(cause::OVERSIZED));
     }
-    std::str::from_utf8(token).map_err(|_| Rejection::Invalid(cause::MALFORMED))
+    let secret = std::str::from_utf8(secret).map_err(|_| Rejection::Invalid(cause::MALFORMED))?;
+    Ok(if secret.starts_with(api_key::PREFIX) { Credential::ApiKey(secret) } else { Credential::Token(secret) })
 }
 
 /// The header's only value. Two of the same name are refused even when equal: whoever sent them does not know which
@@ -39,8 +61,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a He
 }
 
 /// `Bearer <token>`: the scheme without regard to case (RFC 9110 section 11.1), then one space or more.
-fn bearer_token(value: &HeaderValue) -> Result<&[u8], Rejection> {
-    let value = value.as_bytes().trim_ascii();
+fn bearer_token(value: &[u8]) -> Result<&[u8], Rejection> {
     let end = value.iter().position(|byte| *byte == b' ').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(end);
     if value.is_empty() {
@@ -61,7 +82,11 @@ mod tests {
         for (name, value) in pairs {
             headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("test values are legal"));
         }
-        read(&headers).map(str::to_owned)
+        read(&headers).map(|credential| match credential {
+            Credential::Token(token) => token.to_owned(),
+            Credential::ApiKey(key) => format!("API key {key}"),
+            Credential::Device(_) => "a device".to_owned(),
+        })
     }
 
     #[test]
@@ -122,6 +147,30 @@ mod tests {
     fn bytes_that_are_no_text_are_malformed() {
         let mut headers = HeaderMap::new();
         headers.append("x-api-key", HeaderValue::from_bytes(b"a\xff").expect("obs-text is legal in a value"));
-        assert_eq!(read(&headers), Err(Rejection::Invalid(cause::MALFORMED)));
+        assert_eq!(read(&headers).err(), Some(Rejection::Invalid(cause::MALFORMED)));
+    }
+
+    #[test]
+    fn the_prefix_makes_an_api_key_in_either_header() {
+        assert_eq!(read_of(&[("x-api-key", "bop_k")]).as_deref(), Ok("API key bop_k"));
+        assert_eq!(read_of(&[("authorization", "Bearer bop_a.b.c")]).as_deref(), Ok("API key bop_a.b.c"));
+        assert_eq!(read_of(&[("authorization", "Bearer BOP_a.b.c")]).as_deref(), Ok("BOP_a.b.c"));
+        assert_eq!(read_of(&[("authorization", "bop_k")]), Err(Rejection::Invalid(cause::NOT_BEARER)));
+    }
+
+    #[test]
+    fn a_signature_of_ollamas_client_has_a_form_of_its_own() {
+        let signed = "AAAAC3NzaC1lZDI1NTE5AAAAIBwHRSNviAJ/Gf9o9Iq7i4SwiFXNWG8ELj5+xDRdKidG:c2ln";
+        assert_eq!(read_of(&[("authorization", signed)]).as_deref(), Ok("a device"));
+        // No header but `Authorization`, and no scheme in front, makes it one.
+        assert_eq!(read_of(&[("x-api-key", signed)]).as_deref(), Ok(signed));
+        assert_eq!(read_of(&[("authorization", &format!("Bearer {signed}"))]).as_deref(), Ok(signed));
+        for other in [signed.replace(':', ""), signed.replacen("AAAA", "BBBB", 1)] {
+            assert_eq!(read_of(&[("authorization", &other)]), Err(Rejection::Invalid(cause::NOT_BEARER)));
+        }
+        for beside in ["t", "", signed] {
+            let both = read_of(&[("authorization", signed), ("x-api-key", beside)]);
+            assert_eq!(both, Err(Rejection::Invalid(cause::CONFLICTING_CREDENTIALS)));
+        }
     }
 }

@@ -1,15 +1,14 @@
-//! From the headers of a request to its caller.
+//! From a token to its caller.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::HeaderMap;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::keys::{KeySet, VerificationKey};
 use super::token::{self, Claimed, Expected, Unverified};
-use super::{Caller, Rejection, cause, credential};
+use super::{Caller, cause, credential};
 
 /// Verdicts kept, over all shards. One is some 500 bytes, so 2 MiB at most.
 pub const CACHED_TOKENS: usize = 4096;
@@ -53,16 +52,11 @@ impl Verifier {
         }
     }
 
-    /// The caller of a request, at `now_s` seconds since 1970 (any value: a clock before 1970 only refuses or admits).
+    /// The caller of a token, at `now_s` seconds since 1970 (any value: a clock before 1970 only refuses or admits). The error is one
+    /// of [`CAUSES`](super::CAUSES).
     ///
     /// The first sight of a token costs a signature check (measured, microseconds: RS256 221, ES256 290, EdDSA 45, HS256 4);
     /// later ones a hash of it (0.4 to 0.6).
-    pub fn verify(&self, headers: &HeaderMap, now_s: i64) -> Result<Arc<Caller>, Rejection> {
-        let token = credential::read(headers)?;
-        self.verify_token(token, now_s).map_err(Rejection::Invalid)
-    }
-
-    /// The same for a token that is at hand; the error is one of [`CAUSES`](super::CAUSES).
     pub fn verify_token(&self, token: &str, now_s: i64) -> Result<Arc<Caller>, &'static str> {
         if token.len() > credential::MAX_TOKEN_BYTES {
             return Err(cause::OVERSIZED);

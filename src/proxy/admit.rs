@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use super::Gateway;
 use crate::door::Ticket;
 use crate::exchange::{Exchange, Fault, PolicyWord};
-use crate::identity::{Caller, Rejection, cause};
+use crate::identity::{self, Asked, Caller, Identified, Rejection, cause, device};
 use crate::intake::{self, Unread};
 use crate::ledger::Way;
 use crate::policy::{Denial, DenialKind, Facts};
@@ -96,8 +96,16 @@ impl Gateway {
 
     /// Who.
     fn identify(&self, session: &Session, exchange: &mut Ticket) -> std::result::Result<Arc<Caller>, Refusal> {
-        let verified = exchange.snapshot.verifier.verify(&session.req_header().headers, now_s());
-        let caller = verified.map_err(|rejection| match rejection {
+        let headers = &session.req_header().headers;
+        let snapshot = Arc::clone(&exchange.snapshot);
+        let asked = Asked {
+            headers,
+            method: &exchange.method,
+            path: route::own_path(&exchange.path),
+            query: exchange.query.as_deref(),
+        };
+        let identified = identity::identify(&snapshot.verifier, snapshot.agents.keyring(), &asked, now_s());
+        let Identified { caller, by_device } = identified.map_err(|rejection| match rejection {
             Rejection::Missing => {
                 self.site.ledger.metrics.token_failed(cause::MISSING);
                 Refusal::missing_token()
@@ -108,6 +116,9 @@ impl Gateway {
             }
         })?;
         exchange.caller = Some(Arc::clone(&caller));
+        if by_device {
+            exchange.query = exchange.query.as_deref().and_then(device::without_time);
+        }
         Ok(caller)
     }
 

@@ -113,7 +113,8 @@ fn load_agents(config: &Config) -> Result<Agents, String> {
     if !path.exists() {
         return Ok(Agents::default());
     }
-    Agents::load(path).map_err(in_words(&path.display().to_string()))
+    let agents = Agents::load(path).map_err(in_words(&path.display().to_string()))?;
+    Ok(agents.accepting_api_keys(config.identity.api_keys))
 }
 
 /// What verifies tokens, and what signs them.

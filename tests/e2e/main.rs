@@ -2,8 +2,10 @@
 
 mod client;
 mod house;
+mod keyholders;
 
 mod agents;
+mod api_keys;
 mod audit;
 mod auth;
 mod backends;
@@ -11,6 +13,7 @@ mod backstage;
 mod bare_door;
 mod bodies;
 mod commands;
+mod devices;
 mod door;
 mod governed;
 mod guesses;
