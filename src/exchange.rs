@@ -1,6 +1,7 @@
 //! The facts known about one request, in the order in which they become known. Each is set once, by one module; the stage
 //! of an exchange is derived from which facts exist, never stored.
 //!
+//! - [`requester`]: whom the agent says that it acts for.
 //! - [`settle`]: from the facts to the one final record.
 
 use std::borrow::Cow;
@@ -20,8 +21,10 @@ use crate::wire::meter::Meter;
 use crate::wire::rewrite::UsageHider;
 use crate::wire::{Ask, Dialect, Endpoint};
 
+pub mod requester;
 mod settle;
 
+pub use requester::Requester;
 pub use settle::Ending;
 
 /// A caller's own request id is taken over up to this length (contract, section 1).
@@ -35,6 +38,7 @@ pub struct Exchange {
     pub method: String,
     /// As on the wire, without the query. Only where no route matched is it recorded.
     pub path: String,
+    /// Without what only proves who the caller is.
     pub query: Option<String>,
     /// What a refusal is worded in; from the path, so that even a 404 has one.
     pub dialect: Dialect,
@@ -49,6 +53,8 @@ pub struct Exchange {
 
     // ---- authenticated, inspected, authorized
     pub caller: Option<Arc<Caller>>,
+    /// Only a caller's is kept.
+    pub requester: Requester,
     pub ask: Option<Ask>,
     /// What was cut from or put into the request.
     pub filters: Vec<&'static str>,
@@ -139,6 +145,7 @@ impl Exchange {
             way: Way::Unmatched,
             target: None,
             caller: None,
+            requester: Requester::default(),
             ask: None,
             filters: Vec::new(),
             body_bytes: 0,

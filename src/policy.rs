@@ -82,17 +82,16 @@ pub struct Facts<'a> {
     pub method: &'a str,
     /// Ollama's own path, without a prefix: `/api/chat`.
     pub resource: &'a str,
-    /// Who the agent says it acts for. Nobody verified it.
-    pub requester: Option<Requester<'a>>,
+    pub requester: Requester<'a>,
     pub source_ip: Option<IpAddr>,
     pub now: jiff::Timestamp,
 }
 
-/// The person or system behind an agent, as the agent names it.
-#[derive(Clone, Copy, Debug)]
+/// The person or system behind an agent, and what they used, as the agent names them. Nobody verified either.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Requester<'a> {
-    pub id: &'a str,
-    pub channel: &'a str,
+    pub id: Option<&'a str>,
+    pub channel: Option<&'a str>,
 }
 
 /// Leave to contact a backend with exactly what was decided. Nothing outside this module can make or copy one.

@@ -8,7 +8,7 @@ use super::Failure;
 use crate::config::Config;
 use crate::identity::Caller;
 use crate::policy::testing::{self, TestOutcome};
-use crate::policy::{Facts, Policy};
+use crate::policy::{Facts, Policy, Requester};
 use crate::route::{self, Route, RouteSettings};
 use crate::server::assemble;
 use crate::wire::{Ask, BodyRule, ask, model};
@@ -118,7 +118,7 @@ fn explain(request: Explain, config: &Config) -> Result<(), Failure> {
         endpoint,
         method: &method,
         resource: &upstream_path,
-        requester: None,
+        requester: Requester::default(),
         source_ip: request.source_ip,
         now: jiff::Timestamp::now(),
     };

@@ -60,6 +60,8 @@ impl Exchange {
             agent_id: caller.map(|caller| caller.agent_id.as_str()).or(self.token_agent.as_deref()),
             session_id: caller.map(|caller| caller.session_id.as_str()),
             agent_roles: caller.map(|caller| caller.roles.as_slice()),
+            requester_id: self.requester.id.as_deref(),
+            requester_channel: self.requester.channel.as_deref(),
             source_ip: self.source_ip,
             request_id: Some(&self.request_id),
             action: Some(&self.method),

@@ -42,6 +42,7 @@ pub struct Entry<'a> {
     pub session_id: Option<&'a str>,
     pub agent_roles: Option<&'a [String]>,
     pub requester_id: Option<&'a str>,
+    pub requester_channel: Option<&'a str>,
     pub source_ip: Option<IpAddr>,
     // What: method and path, never the query.
     pub request_id: Option<&'a str>,
@@ -121,6 +122,7 @@ pub struct Extra<'a> {
     pub placement: Option<Cow<'a, str>>,
     pub filters: Option<Words<'a>>,
     pub requester_id: Option<Cow<'a, str>>,
+    pub requester_channel: Option<Cow<'a, str>>,
     pub backend: Option<Cow<'a, str>>,
     pub upstream_status: Option<u16>,
     pub ttft_ms: Option<u64>,
@@ -168,6 +170,7 @@ impl<'a> Record<'a> {
                 placement: clip(entry.placement, NAME_BYTES),
                 filters: entry.filters.map(Words::Literals),
                 requester_id: clip(entry.requester_id, NAME_BYTES),
+                requester_channel: clip(entry.requester_channel, NAME_BYTES),
                 backend: clip(entry.backend, NAME_BYTES),
                 upstream_status: entry.upstream_status,
                 ttft_ms: entry.ttft_ms,
@@ -210,6 +213,7 @@ impl<'a> Record<'a> {
         line.text(r#","policy_revision":"#, &extra.policy_revision);
         line.number(r#","queue_ms":"#, extra.queue_ms);
         line.text(r#","request_id":"#, &extra.request_id);
+        line.text(r#","requester_channel":"#, &extra.requester_channel);
         line.text(r#","requester_id":"#, &extra.requester_id);
         line.number(r#","retries":"#, extra.retries);
         line.address(r#","source_ip":"#, extra.source_ip);
@@ -482,6 +486,7 @@ mod tests {
             session_id: Some("session-1"),
             agent_roles: Some(roles),
             requester_id: Some("user-7"),
+            requester_channel: Some("slack"),
             source_ip: Some("::ffff:192.0.2.7".parse().expect("an address")),
             request_id: Some("req-1"),
             action: Some("POST"),
@@ -525,8 +530,9 @@ mod tests {
                 r#""finish_reason":"stop","has_system_prompt":false,"has_tools":false,"input_tokens":26,"#,
                 r#""message_count":2,"model":"llama3.2","model_raw":"Llama3.2:latest","outcome":"complete","#,
                 r#""output_tokens":9,"phase":"final","placement":"only","policy_revision":"abc","queue_ms":0,"#,
-                r#""request_id":"req-1","requester_id":"user-7","retries":0,"source_ip":"192.0.2.7","stream":true,"#,
-                r#""ttft_ms":3,"upstream_status":200},"id":"01a2048a-82a0-7707-8707-070707070707","latency_ms":12,"#,
+                r#""request_id":"req-1","requester_channel":"slack","requester_id":"user-7","retries":0,"#,
+                r#""source_ip":"192.0.2.7","stream":true,"ttft_ms":3,"upstream_status":200},"#,
+                r#""id":"01a2048a-82a0-7707-8707-070707070707","latency_ms":12,"#,
                 r#""mcp_server":"ollama-proxy","policy_id":"behavry.authz","policy_reason":null,"#,
                 r#""policy_result":"allow","response_code":200,"session_id":"session-1","target":"/api/chat","#,
                 r#""timestamp":"2026-11-22T18:35:16.000001+00:00","tool_name":"ollama-api"}"#,
@@ -556,7 +562,7 @@ mod tests {
             assert_eq!(value.is_null(), !known, "{name}");
         }
         let extra = columns["extra"].as_object().expect("an object");
-        assert_eq!(extra.len(), 26);
+        assert_eq!(extra.len(), 27);
         for (name, value) in extra {
             assert_eq!(value.is_null(), name != "phase", "{name}");
         }
@@ -572,6 +578,7 @@ mod tests {
             session_id: Some(hostile),
             agent_roles: Some(&roles),
             requester_id: Some(hostile),
+            requester_channel: Some(hostile),
             request_id: Some(hostile),
             action: Some("GET"),
             target: Some(hostile),
@@ -588,7 +595,7 @@ mod tests {
         for name in ["agent_id", "session_id", "target", "policy_id", "policy_reason", "error"] {
             assert_eq!(value[name], hostile, "{name}");
         }
-        for name in ["requester_id", "request_id", "model", "model_raw"] {
+        for name in ["requester_channel", "requester_id", "request_id", "model", "model_raw"] {
             assert_eq!(value["extra"][name], hostile, "{name}");
         }
         assert_eq!(value["extra"]["agent_roles"][0], hostile);
@@ -604,6 +611,7 @@ mod tests {
             session_id: Some(&long),
             agent_roles: Some(&roles),
             requester_id: Some(&long),
+            requester_channel: Some(&long),
             request_id: Some(&long),
             action: Some(&long),
             target: Some(&long),

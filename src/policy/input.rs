@@ -78,8 +78,8 @@ pub fn document(facts: &Facts<'_>, role: Option<&str>, model: Option<&ModelRef>)
         (
             "requester",
             object([
-                ("id", text(facts.requester.map(|r| r.id))),
-                ("channel", text(facts.requester.map(|r| r.channel))),
+                ("id", text(facts.requester.id)),
+                ("channel", text(facts.requester.channel)),
                 ("verified", Value::from(false)),
             ]),
         ),

@@ -2,7 +2,7 @@
 
 use regorus::Value;
 
-use super::{Facts, each_role, input};
+use super::{Facts, Requester, each_role, input};
 use crate::identity::Caller;
 use crate::wire::{Ask, Endpoint, ModelRef, Source};
 
@@ -58,7 +58,8 @@ pub(super) fn samples() -> Vec<Value> {
             [(&bare, &Ask::default(), None), (&full, &says_all, Some(std::net::Ipv4Addr::LOCALHOST.into()))]
         {
             let now = jiff::Timestamp::UNIX_EPOCH;
-            let facts = Facts { caller, ask, endpoint, method, resource, requester: None, source_ip, now };
+            let facts =
+                Facts { caller, ask, endpoint, method, resource, requester: Requester::default(), source_ip, now };
             for model in &models {
                 samples.extend(each_role(&caller.roles).map(|role| input::document(&facts, role, model.as_ref())));
             }

@@ -31,7 +31,7 @@ fn facts<'a>(caller: &'a Caller, ask: &'a Ask) -> Facts<'a> {
         endpoint: Endpoint::Chat,
         method: "POST",
         resource: "/api/chat",
-        requester: None,
+        requester: Requester::default(),
         source_ip: None,
         now: jiff::Timestamp::UNIX_EPOCH,
     }
@@ -396,7 +396,7 @@ fn the_document_carries_what_is_known() {
     ask.num_ctx = Some(8192);
     ask.keep_alive = Some("5m".into());
     let facts = Facts {
-        requester: Some(Requester { id: "u1", channel: "slack" }),
+        requester: Requester { id: Some("u1"), channel: Some("slack") },
         source_ip: Some("::ffff:10.1.2.3".parse().expect("an address")),
         endpoint: Endpoint::ChatCompletions,
         ..facts(&caller, &ask)

@@ -8,11 +8,11 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use crate::door::Ticket;
-use crate::exchange::{Exchange, Fault, PolicyWord};
+use crate::exchange::{Exchange, Fault, PolicyWord, Requester};
 use crate::identity::{self, Asked, Caller, Identified, Rejection, cause, device};
 use crate::intake::{self, Unread};
 use crate::ledger::Way;
-use crate::policy::{Denial, DenialKind, Facts};
+use crate::policy::{self, Denial, DenialKind, Facts};
 use crate::refusal::Refusal;
 use crate::route::{self, Route};
 use crate::wire::ask::{self, AskError};
@@ -119,6 +119,7 @@ impl Gateway {
         if by_device {
             exchange.query = exchange.query.as_deref().and_then(device::without_time);
         }
+        exchange.requester = Requester::read(headers)?;
         Ok(caller)
     }
 
@@ -272,7 +273,10 @@ pub(super) fn facts<'a>(endpoint: Endpoint, exchange: &'a Exchange) -> std::resu
         endpoint,
         method: &exchange.method,
         resource: target,
-        requester: None,
+        requester: policy::Requester {
+            id: exchange.requester.id.as_deref(),
+            channel: exchange.requester.channel.as_deref(),
+        },
         source_ip: exchange.source_ip,
         now: jiff::Timestamp::now(),
     })

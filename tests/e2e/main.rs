@@ -25,6 +25,7 @@ mod policy;
 mod privacy;
 mod puppet;
 mod readme;
+mod requester;
 mod routes;
 mod shutdown;
 mod smuggling;
