@@ -1,4 +1,4 @@
-//! `agent ..`: who may fetch a token.
+//! `agent ..`: who may fetch a token, and whose devices and API keys stand for whom.
 //!
 //! A running proxy makes the change itself, asked over its control socket: the file keeps its owner, and the change is in force when
 //! the command returns. Where none runs, the command edits the file. Secrets are made here, shown once, and only their hash goes on.
@@ -11,6 +11,8 @@ use crate::config::Config;
 use crate::control::{self, Request};
 use crate::identity::agents::edit::{self, Change};
 use crate::identity::agents::{Agent, Agents, State};
+use crate::identity::api_key::{self, ApiKeyHash};
+use crate::identity::device::DeviceKey;
 use crate::identity::secret::{Secret, SecretHash};
 use crate::server::commands::edit_fault;
 
@@ -35,6 +37,35 @@ pub enum AgentCommand {
     },
     /// Remove an agent; it does not ask
     Remove { id: String },
+    /// Tie a device to an agent: with OLLAMA_AUTH=1 Ollama's own client signs with its key
+    AddKey {
+        id: String,
+        /// The line of the device's ~/.ollama/id_ed25519.pub
+        #[arg(required = true, value_name = "ssh-ed25519 ..")]
+        key: Vec<String>,
+    },
+    /// Take a device away from its agent
+    RemoveKey {
+        id: String,
+        /// Its fingerprint (SHA256:..), or its line
+        #[arg(required = true)]
+        key: Vec<String>,
+    },
+    /// Make a static API key for a client that cannot fetch a token, and show it, once
+    AddApiKey {
+        id: String,
+        /// A name for people, which remove-api-key takes
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Remove an API key
+    RemoveApiKey {
+        id: String,
+        /// Its name, or its session as records show it (key:..)
+        name: String,
+    },
 }
 
 #[derive(Args)]
@@ -91,6 +122,43 @@ pub fn run(command: AgentCommand, config: &Config) -> Result<(), Failure> {
             change(config, Change::Remove { id: id.clone() })?;
             println!("agent {id} is removed");
         }
+        AgentCommand::AddKey { id, key } => {
+            let line = key.join(" ");
+            change(config, Change::AddKey { id: id.clone(), line: line.clone() })?;
+            let fingerprint = DeviceKey::parse(&line).map(|key| key.fingerprint()).unwrap_or_default();
+            println!("the device {fingerprint} stands for agent {id}");
+        }
+        AgentCommand::RemoveKey { id, key } => {
+            change(config, Change::RemoveKey { id: id.clone(), key: key.join(" ") })?;
+            println!("the device stands for agent {id} no more");
+        }
+        AgentCommand::AddApiKey { id, name, form } => add_api_key(config, &id, name, form.json)?,
+        AgentCommand::RemoveApiKey { id, name } => {
+            change(config, Change::RemoveApiKey { id: id.clone(), name })?;
+            println!("the API key of agent {id} is removed");
+        }
+    }
+    Ok(())
+}
+
+fn add_api_key(config: &Config, id: &str, name: Option<String>, as_json: bool) -> Result<(), Failure> {
+    let key = api_key::random();
+    let hash = ApiKeyHash::of(key.expose());
+    // Without a name it has the one that records give it, so that it can be told from others.
+    let name = name.unwrap_or_else(|| hash.session_id());
+    change(config, Change::AddApiKey { id: id.to_owned(), name: name.clone(), sha256: hash.to_hex() })?;
+    if as_json {
+        println!(
+            "{}",
+            json!({ "agent_id": id, "name": name, "session_id": hash.session_id(), "api_key": key.expose() })
+        );
+    } else {
+        println!("agent {id} has another API key; it is shown only this once:");
+        println!("  name     {name}");
+        println!("  api_key  {}", key.expose());
+    }
+    if !config.identity.api_keys {
+        eprintln!("API keys are off in this configuration: set identity.api_keys = true, and restart the proxy");
     }
     Ok(())
 }

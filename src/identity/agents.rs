@@ -175,7 +175,7 @@ impl Agents {
             if agents.by_id.contains_key(&agent.id) {
                 return Err(fault(offset, format!("the id {:?} is there twice: give each agent its own", agent.id)));
             }
-            hang_up(&mut agents.keyring, &agent, &entry.device_keys, &entry.api_keys)
+            add_keys(&mut agents.keyring, &agent, &entry.device_keys, &entry.api_keys)
                 .map_err(|(at, what)| fault(at.unwrap_or(offset), what))?;
             agents.order.push(agent.id.clone());
             agents.by_id.insert(agent.id.clone(), (agent, hash));
@@ -288,7 +288,7 @@ struct ApiKeyEntry {
 }
 
 /// Puts an agent's keys on the ring. The error is where and what.
-fn hang_up(
+fn add_keys(
     keyring: &mut Keyring,
     agent: &Agent,
     device_keys: &[Spanned<String>],

@@ -1,7 +1,7 @@
 //! Static API keys, for clients that cannot fetch a token. Off unless `identity.api_keys` turns them on.
 //!
 //! A key has 256 random bits, so it is stored as a plain SHA-256 and looked up by it: there is nothing to guess, and argon2, which
-//! is for what people choose, would cost 20 ms with each request (`docs/adr/0037-api-keys.md`).
+//! is for what people choose, would cost 20 ms with each request (`docs/adr/0036-device-and-api-keys.md`).
 
 use sha2::{Digest, Sha256};
 

@@ -54,6 +54,11 @@ impl Keyring {
         }
     }
 
+    /// The agent that a device key belongs to, suspended or not.
+    pub fn owner_of(&self, key: &DeviceKey) -> Option<&str> {
+        self.devices.get(key).map(|owner| owner.caller.agent_id.as_str())
+    }
+
     /// Whose device this is. Only what it signed says that the device is asking.
     pub fn device(&self, key: &DeviceKey) -> Result<Arc<Caller>, &'static str> {
         active(self.devices.get(key).ok_or(cause::UNKNOWN_DEVICE)?)

@@ -86,7 +86,11 @@ pub fn edit_fault(error: EditError) -> Fault {
         EditError::Invalid(_) => Fault::usage(what),
         EditError::Broken(AgentsError::AlreadyThere { .. }) => Fault::failure(what),
         EditError::Broken(_) | EditError::Inline => Fault::configuration(what),
-        EditError::File(_) | EditError::AlreadyThere { .. } | EditError::Unknown { .. } => Fault::failure(what),
+        EditError::File(_)
+        | EditError::AlreadyThere { .. }
+        | EditError::Unknown { .. }
+        | EditError::Taken { .. }
+        | EditError::NoSuchKey { .. } => Fault::failure(what),
     }
 }
 

@@ -332,3 +332,75 @@ async fn an_edit_by_root_leaves_the_file_to_its_owner() {
     let left: Vec<_> = std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["agents.toml"], "nothing of root's stays behind");
 }
+
+// ---- keys
+
+#[tokio::test]
+async fn a_device_is_tied_and_taken_away_by_command_and_both_are_in_force_when_they_return() {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use ed25519_dalek::{Signer, SigningKey};
+
+    let house = house().await;
+    let state = state(&house);
+    add(&state, "ann", &[]).await;
+    add(&state, "bob", &[]).await;
+    let device = SigningKey::from_bytes(&[9; 32]);
+    let blob = [&b"\0\0\0\x0bssh-ed25519\0\0\0\x20"[..], device.verifying_key().as_bytes()].concat();
+    let blob = STANDARD.encode(blob);
+    let ask = || async {
+        let ts = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+        let signature = device.sign(format!("GET,/api/tags?ts={ts}").as_bytes());
+        let value = format!("{blob}:{}", STANDARD.encode(signature.to_bytes()));
+        house.send(Request::get(&format!("/api/tags?ts={ts}")).header("authorization", &value)).await.status
+    };
+    assert_eq!(ask().await, 401);
+    // As words, as a shell gives the line of the file.
+    let added = good(run(&["agent", "add-key", "ann", "ssh-ed25519", &blob, "me@laptop"], &state).await);
+    let fingerprint =
+        added.stdout.split_whitespace().find(|word| word.starts_with("SHA256:")).expect("shown").to_owned();
+    assert_eq!(ask().await, 200);
+    let taken = run(&["agent", "add-key", "bob", &format!("ssh-ed25519 {blob}")], &state).await;
+    assert_eq!(taken.code, Some(1));
+    assert!(taken.stderr.contains("agent \"ann\" already"), "{}", taken.stderr);
+    good(run(&["agent", "suspend", "ann"], &state).await);
+    assert_eq!(ask().await, 401);
+    good(run(&["agent", "resume", "ann"], &state).await);
+    assert_eq!(ask().await, 200);
+    good(run(&["agent", "remove-key", "ann", &fingerprint], &state).await);
+    assert_eq!(ask().await, 401);
+    for bad in ["ssh-rsa AAAA", "SHA256:abc", "-----BEGIN OPENSSH PRIVATE KEY-----"] {
+        let refused = run(&["agent", "add-key", "ann", "--", bad], &state).await;
+        assert_eq!(refused.code, Some(64), "{bad}");
+        assert!(refused.stderr.contains("ed25519"), "{}", refused.stderr);
+    }
+}
+
+#[tokio::test]
+async fn an_api_key_is_shown_once_and_kept_as_a_hash_until_it_is_removed() {
+    let config = "[policy]\nreload_s = 600\n[identity]\napi_keys = true".to_owned();
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    let state = state(&house);
+    add(&state, "ann", &[]).await;
+    let with_config = |arguments: &[&str]| {
+        let mut command = command(arguments, &state);
+        command.env("BEHAVRY_CONFIG", house.dir.path().join("proxy.toml"));
+        run_to_end(command)
+    };
+    let shown = good(with_config(&["agent", "add-api-key", "ann", "--name", "ci", "--json"]).await);
+    assert_eq!(shown.stderr, "", "keys are on, so nothing is said of that");
+    let shown: Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    let key = shown["api_key"].as_str().expect("a key").to_owned();
+    let ask = || async { house.send(Request::get("/api/tags").header("x-api-key", &key).id("keyed")).await.status };
+    assert_eq!(ask().await, 200);
+    assert_eq!(house.final_of("keyed").await["session_id"], shown["session_id"]);
+    assert!(!read(&agents_file(&state)).contains(&key) && !house.log().contains(&key));
+    let twice = with_config(&["agent", "add-api-key", "ann", "--name", "ci"]).await;
+    assert_eq!((twice.code, twice.stdout.as_str()), (Some(64), ""), "no key is shown that was not kept");
+    good(with_config(&["agent", "remove-api-key", "ann", "ci"]).await);
+    assert_eq!(ask().await, 401);
+    let again = with_config(&["agent", "remove-api-key", "ann", "ci"]).await;
+    assert_eq!(again.code, Some(1));
+
+    let off = good(run(&["agent", "add-api-key", "ann"], &state).await);
+    assert!(off.stdout.contains("bop_") && off.stderr.contains("identity.api_keys"), "{}{}", off.stdout, off.stderr);
+}

@@ -9,8 +9,13 @@ use serde::{Deserialize, Serialize};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{Agent, Agents, AgentsError, State, check};
+use crate::identity::api_key::{self, ApiKeyHash};
+use crate::identity::device::DeviceKey;
 use crate::identity::private_file::{self, FileError};
 use crate::identity::secret::SecretHash;
+use crate::identity::token;
+
+mod keys;
 
 /// The comment above the agents of a file that is made here.
 pub const HEADER: &str =
@@ -38,6 +43,26 @@ pub enum Change {
     Remove {
         id: String,
     },
+    /// Tie a device to an agent. `line`: of its `.pub` file.
+    AddKey {
+        id: String,
+        line: String,
+    },
+    /// `key`: its line, or its fingerprint.
+    RemoveKey {
+        id: String,
+        key: String,
+    },
+    AddApiKey {
+        id: String,
+        name: String,
+        sha256: String,
+    },
+    /// `name`: of the key, or its session as records show it.
+    RemoveApiKey {
+        id: String,
+        name: String,
+    },
 }
 
 /// Why a change was not made. The file is as it was.
@@ -53,6 +78,15 @@ pub enum EditError {
     },
     Unknown {
         id: String,
+    },
+    /// The key belongs to an agent already.
+    Taken {
+        owner: String,
+    },
+    /// The agent has these, and not the one that was to be removed.
+    NoSuchKey {
+        id: String,
+        known: Vec<String>,
     },
     /// Text that no agent can have.
     Invalid(String),
@@ -70,6 +104,18 @@ impl std::fmt::Display for EditError {
                 write!(f, "there is an agent {id:?} already; choose another id, or use rotate-secret")
             }
             EditError::Unknown { id } => write!(f, "there is no agent {id:?}; `agent list` shows those that are"),
+            EditError::Taken { owner } => {
+                write!(
+                    f,
+                    "the key belongs to the agent {owner:?} already; a key belongs to one agent, so remove it there first"
+                )
+            }
+            EditError::NoSuchKey { id, known } if known.is_empty() => {
+                write!(f, "the agent {id:?} has no such key, and no other of its kind")
+            }
+            EditError::NoSuchKey { id, known } => {
+                write!(f, "the agent {id:?} has no such key; it has {}", known.join(", "))
+            }
             EditError::Invalid(what) => f.write_str(what),
         }
     }
@@ -141,6 +187,31 @@ pub fn apply(text: &str, change: &Change) -> Result<(String, Agents), EditError>
         Change::State { id, state } => set(find(tables, id)?, "state", state.as_str()),
         Change::Secret { id, secret_hash } => set(find(tables, id)?, "secret_hash", secret_hash.as_str()),
         Change::Remove { id } => remove(&mut document, id)?,
+        Change::AddKey { id, line } => {
+            let table = find(tables, id)?;
+            let key = DeviceKey::parse(line).map_err(|why| EditError::Invalid(format!("the key {why}")))?;
+            if let Some(owner) = before.keyring().owner_of(&key) {
+                return Err(EditError::Taken { owner: owner.to_owned() });
+            }
+            keys::add_device(table, &key, line);
+        }
+        Change::RemoveKey { id, key } => {
+            let no_such = |known| EditError::NoSuchKey { id: id.clone(), known };
+            keys::remove_device(find(tables, id)?, key).map_err(no_such)?;
+        }
+        Change::AddApiKey { id, name, sha256 } => {
+            let table = find(tables, id)?;
+            let hash = ApiKeyHash::parse(sha256).map_err(|why| EditError::Invalid(format!("the hash {why}")))?;
+            if !token::is_plain(name, api_key::MAX_NAME_CHARS) || keys::has_api_key(table, name) {
+                let what = "each API key of an agent needs a name of its own, of 1 to 64 characters; choose another";
+                return Err(EditError::Invalid(what.to_owned()));
+            }
+            keys::add_api_key(table, name, &hash);
+        }
+        Change::RemoveApiKey { id, name } => {
+            let no_such = |known| EditError::NoSuchKey { id: id.clone(), known };
+            keys::remove_api_key(find(tables, id)?, name).map_err(no_such)?;
+        }
     }
     let text = document.to_string();
     let agents = Agents::parse(&text).map_err(EditError::Broken)?;
