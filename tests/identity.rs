@@ -68,8 +68,12 @@ fn good_claims() -> Value {
            "roles": ["internal"], "permissions": ["web:read", "web:write"], "risk_tier": "medium"})
 }
 
+fn settings() -> VerifierSettings {
+    VerifierSettings { issuer: "behavry".into(), audience: None, leeway_s: 5 }
+}
+
 fn verifier(keys: KeySet) -> Verifier {
-    Verifier::new(keys, VerifierSettings::default())
+    Verifier::new(keys, settings())
 }
 
 /// ES256, because it is quick to sign and to verify in a debug build.
@@ -308,6 +312,7 @@ fn critical_extensions_and_unencoded_payloads_are_refused() {
         r#"{"alg":"ES256","b64":true}"#,
         r#"{"alg":"ES256","enc":"A256GCM"}"#,
         r#"{"alg":"ES256","zip":"DEF"}"#,
+        r#"{"alg":"ES256","cty":"JWT"}"#,
     ] {
         assert_eq!(cause_of_header(header), "unsupported_header", "{header}");
     }
@@ -490,7 +495,7 @@ fn a_token_of_another_issuer_is_refused() {
 
 #[test]
 fn an_audience_is_required_once_it_is_configured() {
-    let settings = VerifierSettings { audience: Some("ollama".into()), ..VerifierSettings::default() };
+    let settings = VerifierSettings { audience: Some("ollama".into()), ..settings() };
     let verifier = Verifier::new(KeySet::from_pem(P256_PUBLIC).unwrap(), settings);
     let token = |audience: Option<Value>| {
         let mut claims = good_claims();

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::identity::agents::{Agents, DEMO_AGENT_ID};
 use crate::identity::private_file;
 use crate::identity::secret::Secret;
+use crate::server::assemble;
 
 /// In the state folder: what `agent add --json` would have printed.
 const SECRET_FILE: &str = "first-agent.secret";
@@ -23,6 +24,9 @@ pub fn make_agent(config: &Config) -> Result<(), Failure> {
     if file.exists() || foreign_keys {
         return Ok(());
     }
+    // Not by a start that fails: the secret would be shown to nobody.
+    assemble::load_policy(config).map_err(Failure::configuration)?;
+    assemble::keys(config).map_err(Failure::configuration)?;
     let (_, secret) = Agents::create_with_demo(file).map_err(|e| Failure::configuration(e.to_string()))?;
     // What goes to a terminal is seen by who sits there; anything else (the journal, a log collector) keeps what it gets.
     if std::io::stderr().is_terminal() {

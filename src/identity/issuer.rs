@@ -179,7 +179,9 @@ mod tests {
 
     fn verifier(issuer: &Issuer, audience: Option<&str>) -> Verifier {
         let keys = KeySet::new(vec![issuer.key().verification_key()]).unwrap();
-        Verifier::new(keys, VerifierSettings { audience: audience.map(str::to_owned), ..Default::default() })
+        let settings =
+            VerifierSettings { issuer: "behavry".into(), audience: audience.map(str::to_owned), leeway_s: 5 };
+        Verifier::new(keys, settings)
     }
 
     fn claims() -> Claims {

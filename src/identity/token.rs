@@ -19,8 +19,9 @@ pub const MAX_ID_CHARS: usize = 256;
 /// Longest role, permission, name and risk tier, in characters.
 pub const MAX_WORD_CHARS: usize = 128;
 
-/// Header members that would choose another key or another meaning for the token, and those of encrypted ones.
-const UNSUPPORTED_MEMBERS: &[&str] = &["crit", "b64", "jwk", "jku", "x5u", "x5c", "enc", "zip"];
+/// Header members that would choose another key or another meaning for the token, and those of encrypted and nested ones (`cty`: RFC 7519
+/// section 5.2).
+const UNSUPPORTED_MEMBERS: &[&str] = &["crit", "b64", "jwk", "jku", "x5u", "x5c", "enc", "zip", "cty"];
 
 /// A token taken apart, its signature not checked: nothing in here may be believed.
 pub struct Unverified<'a> {

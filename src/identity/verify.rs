@@ -24,14 +24,8 @@ pub struct VerifierSettings {
     pub audience: Option<String>,
     /// Seconds granted to `exp` and `nbf` for clocks that differ.
     ///
-    /// `identity.leeway_s` of the configuration says how many. Five here, for whoever does not say: jsonwebtoken's own default is 60.
+    /// `identity.leeway_s` of the configuration says how many, and why; there is no other default.
     pub leeway_s: u64,
-}
-
-impl Default for VerifierSettings {
-    fn default() -> Self {
-        VerifierSettings { issuer: "behavry".into(), audience: None, leeway_s: 5 }
-    }
 }
 
 /// Verifies tokens with the keys that it was made with. A reload makes a new one, and so forgets every cached verdict.
@@ -148,7 +142,8 @@ mod tests {
 
     fn pair() -> (Issuer, Verifier) {
         let key = SigningKey::generate(Algorithm::EdDsa).unwrap();
-        let verifier = Verifier::new(KeySet::new(vec![key.verification_key()]).unwrap(), VerifierSettings::default());
+        let settings = VerifierSettings { issuer: "behavry".into(), audience: None, leeway_s: 5 };
+        let verifier = Verifier::new(KeySet::new(vec![key.verification_key()]).unwrap(), settings);
         (Issuer::new(key, "behavry", 3600), verifier)
     }
 

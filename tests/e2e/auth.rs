@@ -568,7 +568,8 @@ async fn the_published_key_set_verifies_the_tokens_that_are_made_here() {
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap()).unwrap();
     assert_eq!(header["kid"], keys["keys"][0]["kid"]);
     assert_eq!(header["alg"], keys["keys"][0]["alg"]);
-    let verifier = Verifier::new(KeySet::from_jwks(&reply.body).expect("a key set"), VerifierSettings::default());
+    let settings = VerifierSettings { issuer: "behavry".to_owned(), audience: None, leeway_s: 0 };
+    let verifier = Verifier::new(KeySet::from_jwks(&reply.body).expect("a key set"), settings);
     assert_eq!(verifier.verify_token(token, now_s()).expect("it holds").agent_id, "worker");
     let other = Issuer::new(SigningKey::generate(Algorithm::EdDsa).unwrap(), "behavry", 60);
     let (forged, _) = other.mint(&Claims { sub: "worker".into(), ..Claims::default() }, now_s()).unwrap();

@@ -6,6 +6,7 @@ mod keyholders;
 
 mod agents;
 mod api_keys;
+mod attacks;
 mod audit;
 mod auth;
 mod backends;
@@ -25,6 +26,7 @@ mod policy;
 mod privacy;
 mod puppet;
 mod readme;
+mod refused_starts;
 mod requester;
 mod routes;
 mod shutdown;
