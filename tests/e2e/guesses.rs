@@ -69,8 +69,13 @@ fn retry_after(reply: &Reply) -> u64 {
 async fn a_hundred_agents_behind_one_address_fetch_their_tokens_at_once() {
     let office = Office::with("").await;
     let replies = futures::future::join_all((0..100).map(|_| office.right("worker", HERE))).await;
-    let refused: Vec<u16> = replies.iter().map(|reply| reply.status).filter(|status| *status != 200).collect();
-    assert!(refused.is_empty(), "{refused:?}");
+    for reply in replies {
+        // None is slowed. A machine under load may not get through a hundred checks in time, and says so by another code.
+        let busy = reply.status == 503 && reply.code() == "queue_full" && reply.header("retry-after").is_some();
+        assert!(reply.status == 200 || busy, "{} {}", reply.status, reply.text());
+    }
+    assert_eq!(office.turned_away("address_rate").await + office.turned_away("client_rate").await, 0);
+    assert_eq!(office.turned_away("address_share").await, 0);
 }
 
 #[tokio::test]

@@ -136,6 +136,12 @@ def call(url, body=None, headers=(), method=None, within_s=60):
             return Reply(refusal.code, refusal.headers, refusal.read())
 
 
+def first_agent(program):
+    """(id, secret) of the agent that a first start made, from the file that its one line names."""
+    kept = json.loads(Path(program.wait_for(r"id and secret are in (\S+),")[1]).read_text())
+    return kept["client_id"], kept["client_secret"]
+
+
 class Exchange:
     """The audit records of one request."""
 

@@ -20,8 +20,7 @@ class Newcomer:
                                       "--backend", backend], self.environment)
         self.origin = self.program.wait_for(r"(?<!operator )listening on (http://127\.0\.0\.1:\d+)")[1]
         self.base = self.origin + "/api/v1/ollama"
-        self.client_id = self.program.wait_for(r"client_id\s+(\S+)")[1]
-        self.client_secret = self.program.wait_for(r"client_secret\s+(\S+)")[1]
+        self.client_id, self.client_secret = stack.first_agent(self.program)
 
     def ask(self, **changed):
         body = {"client_id": self.client_id, "client_secret": self.client_secret, "grant_type": "client_credentials"}
@@ -45,8 +44,10 @@ def test_step_1_as_printed_and_as_a_form_gives_a_token_that_works(newcomer):
         assert token.count(".") == 2 and "\n" not in token
         assert stack.call(newcomer.base + "/api/tags", headers={"Authorization": f"Bearer {token}"}).status == 200
     state = newcomer.home / ".local/state/behavry-ollama-proxy"
-    modes = {path.name: path.stat().st_mode & 0o777 for path in (state, state / "agents.toml", state / "signing-key.pem")}
-    assert modes == {state.name: 0o700, "agents.toml": 0o600, "signing-key.pem": 0o600}
+    private = ("agents.toml", "signing-key.pem", "first-agent.secret")
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert all((state / name).stat().st_mode & 0o777 == 0o600 for name in private)
+    (state / "first-agent.secret").unlink()  # as its line says
     written = [path.read_bytes() for path in state.rglob("*") if path.is_file()]
     assert not any(newcomer.client_secret.encode() in text for text in written), "the secret is stored hashed"
 

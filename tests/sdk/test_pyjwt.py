@@ -34,8 +34,7 @@ class Issuer:
             self.private = (KEYS / KEY_FILES[algorithm]).read_text()
             self.environment = {"BEHAVRY_JWT_PRIVATE_KEY": self.private}
         self.proxy = stack.Proxy(folder / "p", backend, **self.environment)
-        self.client_id = self.proxy.program.wait_for(r"client_id\s+(\S+)")[1]
-        self.client_secret = self.proxy.program.wait_for(r"client_secret\s+(\S+)")[1]
+        self.client_id, self.client_secret = stack.first_agent(self.proxy.program)
 
     def status_for(self, token):
         return stack.call(self.proxy.base + "/api/tags", headers={"Authorization": f"Bearer {token}"}).status

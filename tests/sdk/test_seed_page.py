@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -93,8 +92,7 @@ input.agent_role == "external"
 def page(tmp_path_factory, backend):
     """The proxy as a newcomer starts it: no policy of his own, the first start's agent, its secret in a file of its own."""
     running = stack.Proxy(tmp_path_factory.mktemp("page") / "p", backend)
-    kept = json.loads(Path(running.program.wait_for(r"id and secret are in (\S+),")[1]).read_text())
-    running.client_id, running.client_secret = kept["client_id"], kept["client_secret"]
+    running.client_id, running.client_secret = stack.first_agent(running.program)
     yield running
     running.stop()
 
