@@ -18,8 +18,10 @@ pub mod server;
 pub mod door;
 pub mod proxy;
 
+pub mod control_plane;
 pub mod exchange;
 pub mod live;
+pub mod remote_keys;
 pub mod site;
 pub mod snapshot;
 

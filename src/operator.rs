@@ -3,7 +3,7 @@
 //! | route | what |
 //! |---|---|
 //! | `GET /livez` | the process answers |
-//! | `GET /readyz` | it takes requests: not draining, and the audit can be written |
+//! | `GET /readyz` | it takes requests: not draining, the audit can be written, and there are keys to verify tokens with |
 //! | `GET /metrics` | Prometheus' text format |
 
 use std::sync::Arc;
@@ -42,6 +42,9 @@ impl ServeHttp for Operator {
             "/readyz" if self.site.is_draining() => reply(503, "text/plain; charset=utf-8", "draining\n"),
             "/readyz" if !self.site.ledger.audit.is_writing() => {
                 reply(503, "text/plain; charset=utf-8", "the audit cannot be written\n")
+            }
+            "/readyz" if !self.site.snapshot.load().verifier.has_keys() => {
+                reply(503, "text/plain; charset=utf-8", "no keys yet: identity.jwks_url has not given any\n")
             }
             "/readyz" => reply(200, "text/plain; charset=utf-8", "ok\n"),
             _ => reply(404, "text/plain; charset=utf-8", "unknown route; try /metrics, /livez or /readyz\n"),

@@ -273,6 +273,23 @@ impl Refusal {
         .because(cause)
     }
 
+    /// Nothing is wrong with the token as far as anybody can tell.
+    pub fn keys_unavailable() -> Refusal {
+        Refusal::new(
+            Code::KeysUnavailable,
+            "The keys that verify tokens could not be fetched yet, so nothing is served. Try again later, or tell the operator.",
+        )
+    }
+
+    /// `cause` says what was observed of the control plane, without its bytes.
+    pub fn control_plane_unavailable(cause: impl Into<Cow<'static, str>>) -> Refusal {
+        Refusal::new(
+            Code::ControlPlaneUnavailable,
+            "The control plane gives no tokens now. Try again later, or tell the operator.",
+        )
+        .because(cause)
+    }
+
     pub fn no_backend() -> Refusal {
         Refusal::new(Code::NoBackend, "No Ollama is available for this request. Try again later.")
     }

@@ -91,7 +91,12 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
-    let site = Arc::new(site(&config, snapshot, ledger));
+    let site = Arc::new(site(&config, snapshot, ledger).map_err(ServerError::Configuration)?);
+    if let Some(remote_keys) = &site.remote_keys {
+        // Before anybody is told that the proxy listens: a token of an agent's first request should find its key.
+        remote_keys.refresh().await;
+        tokio::spawn(Arc::clone(remote_keys).keep_fresh());
+    }
 
     let public = listen::bind(config.listen)?;
     let operator = listen::bind(config.operator.listen)?;
@@ -135,7 +140,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
 }
 
 /// What all requests share, from its parts.
-pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) -> Site {
+pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) -> Result<Site, String> {
     let configured = &config.backend[0]; // the configuration refuses any other number than one
     let backend = Backend::new(
         configured.name.clone(),
@@ -144,8 +149,11 @@ pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger
         config.backend_timeouts.connect,
         config.backend_timeouts.silence,
     );
-    Site {
-        snapshot: ArcSwap::from_pointee(snapshot),
+    let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+    Ok(Site {
+        remote_keys: assemble::remote_keys(config, &snapshot, &ledger.metrics)?,
+        control_plane: assemble::control_plane(config)?,
+        snapshot,
         ledger,
         live: Arc::default(),
         pool: Pool::new(backend),
@@ -171,7 +179,7 @@ pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger
         hashing: Arc::new(Semaphore::new(2)),
         started: Instant::now(),
         draining: AtomicBool::new(false),
-    }
+    })
 }
 
 fn audit_settings(config: &Config) -> AuditSettings {

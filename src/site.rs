@@ -7,18 +7,24 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
+use crate::control_plane::ControlPlane;
 use crate::identity::guesses::Guesses;
 use crate::identity::places::Places;
 use crate::intake::Intake;
 use crate::ledger::Ledger;
 use crate::live::Live;
+use crate::remote_keys::RemoteKeys;
 use crate::route::RouteSettings;
 use crate::snapshot::Snapshot;
 use crate::upstream::Pool;
 use crate::upstream::client::Client;
 
 pub struct Site {
-    pub snapshot: ArcSwap<Snapshot>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Keys from a URL, where the configuration names one.
+    pub remote_keys: Option<Arc<RemoteKeys>>,
+    /// Where requests for tokens go, if not to the built-in issuer.
+    pub control_plane: Option<ControlPlane>,
     pub ledger: Ledger,
     pub live: Arc<Live>,
     pub pool: Pool,

@@ -1,4 +1,7 @@
 //! What a reload swaps, all or nothing: loaded once for each request, so that no request sees half of a change.
+//!
+//! Files, commands and the key set's URL change it at the same time: whoever swaps says only what is new (`ArcSwap::rcu`), and never
+//! stores a whole that was loaded a while ago.
 
 use std::sync::Arc;
 
@@ -14,7 +17,14 @@ pub struct Snapshot {
     /// The built-in issuer. `None` where tokens come from elsewhere and no key to sign with is configured.
     pub issuer: Option<Arc<Issuer>>,
     pub agents: Arc<Agents>,
-    /// `/.well-known/jwks.json`, ready to send.
+    /// `/.well-known/jwks.json`, ready to send: the public keys that tokens are verified with (docs/adr/0026-keys-by-url.md).
     pub jwks: Bytes,
     pub policy: Arc<Policy>,
+}
+
+impl Snapshot {
+    /// With other keys; what the old verifier had cached is forgotten with it.
+    pub fn with_verifier(&self, verifier: Arc<Verifier>) -> Snapshot {
+        Snapshot { jwks: Bytes::from(verifier.published()), verifier, ..self.clone() }
+    }
 }

@@ -20,8 +20,7 @@ const SECRET_FILE: &str = "first-agent.secret";
 /// Nothing is made where the configuration names somebody else's keys: then tokens come from elsewhere.
 pub fn make_agent(config: &Config) -> Result<(), Failure> {
     let file = &config.identity.agents_file;
-    let foreign_keys = config.identity.public_key.is_some() || !config.identity.jwks_file.as_os_str().is_empty();
-    if file.exists() || foreign_keys {
+    if file.exists() || config.identity.is_foreign() {
         return Ok(());
     }
     // Not by a start that fails: the secret would be shown to nobody.

@@ -8,7 +8,7 @@
 use log::{Level, Log, Metadata, Record};
 
 /// What these say is of requests, whatever its level.
-const SILENT: [&str; 5] = ["pingora", "h2", "rustls", "jsonwebtoken", "regorus"];
+const SILENT: [&str; 6] = ["pingora", "h2", "hyper", "rustls", "jsonwebtoken", "regorus"];
 const OURS: &str = "behavry_ollama_proxy";
 
 struct Lines(env_logger::Logger);

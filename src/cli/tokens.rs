@@ -40,7 +40,7 @@ pub struct Mint {
 }
 
 pub fn run(command: TokenCommand, config: &Config) -> Result<(), Failure> {
-    let (verifier, issuer) = assemble::keys(config).map_err(Failure::configuration)?;
+    let (verifier, issuer) = assemble::keys_now(config).map_err(Failure::configuration)?;
     let now_s = jiff::Timestamp::now().as_second();
     match command {
         TokenCommand::Mint(mint) => {

@@ -52,6 +52,7 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
         &mut config.audit.dir,
         &mut identity.secret_file,
         &mut identity.jwks_file,
+        &mut identity.ca_file,
         &mut identity.agents_file,
     ];
     for pem in [&mut identity.public_key, &mut identity.private_key] {

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
+use super::service_url::ServiceUrl;
 use super::values::{self, Algorithm, BackendUrl, Pem, Secret};
 
 const KIB: usize = 1024;
@@ -207,7 +208,7 @@ impl Default for Limits {
 
 /// `[identity]`: whose tokens are believed, and with which key the built-in issuer signs.
 ///
-/// At most one source of keys: a public key, a shared secret or a JWKS file. Without any, the key pair that the proxy
+/// At most one source of keys: a public key, a shared secret, a JWKS file or a JWKS URL. Without any, the key pair that the proxy
 /// made in its state folder.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(default)]
@@ -236,6 +237,32 @@ pub struct Identity {
     pub secret_file: PathBuf,
     /// File with a JSON Web Key Set that verifies tokens. Empty: none.
     pub jwks_file: PathBuf,
+    /// URL of a JSON Web Key Set that verifies tokens, `https` or `http` to this machine. Empty: none. Its last good keys stay while
+    /// it is down, and a copy in the state folder survives a restart for a day.
+    #[serde(deserialize_with = "ServiceUrl::deserialize", serialize_with = "ServiceUrl::serialize_redacted")]
+    pub jwks_url: Option<ServiceUrl>,
+    /// How often `jwks_url` is asked. Default 300 s: a key that was withdrawn stops verifying within five minutes, and nobody minds
+    /// twelve requests an hour.
+    #[serde(
+        rename = "jwks_refresh_s",
+        deserialize_with = "values::seconds::<_, 1, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub jwks_refresh: Duration,
+    /// Least time between two fetches that are caused by tokens with a `kid` nobody knows, and before a fetch that failed is tried
+    /// again. Default 10 s: anybody can make up a `kid`, and an agent with a new key waits no longer.
+    #[serde(
+        rename = "jwks_floor_s",
+        deserialize_with = "values::seconds::<_, 1, 3_600>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub jwks_floor: Duration,
+    /// PEM file with the certificates of CAs that `jwks_url` and `token_url` may be signed by, beside the machine's own. Empty: none.
+    pub ca_file: PathBuf,
+    /// URL of a control plane's token endpoint, `https` or `http` to this machine. Requests for tokens are then forwarded to it, and
+    /// the built-in issuer and its agents are not used. Empty: none.
+    #[serde(deserialize_with = "ServiceUrl::deserialize", serialize_with = "ServiceUrl::serialize_redacted")]
+    pub token_url: Option<ServiceUrl>,
     /// The agents of the built-in issuer. Empty: `agents.toml` in the state folder. Variable `BEHAVRY_AGENTS_FILE`.
     pub agents_file: PathBuf,
     /// Take the static API keys of the agents file beside tokens. Default false: a key is good until somebody takes it away, a
@@ -275,6 +302,11 @@ impl Default for Identity {
             private_key: None,
             secret_file: PathBuf::new(),
             jwks_file: PathBuf::new(),
+            jwks_url: None,
+            jwks_refresh: Duration::from_secs(300),
+            jwks_floor: Duration::from_secs(10),
+            ca_file: PathBuf::new(),
+            token_url: None,
             agents_file: PathBuf::new(),
             api_keys: false,
             leeway: Duration::from_secs(30),
@@ -286,12 +318,21 @@ impl Default for Identity {
 }
 
 impl Identity {
+    /// Somebody else makes the tokens: nobody needs an agent here.
+    pub fn is_foreign(&self) -> bool {
+        self.public_key.is_some()
+            || !self.jwks_file.as_os_str().is_empty()
+            || self.jwks_url.is_some()
+            || self.token_url.is_some()
+    }
+
     /// Keys that contradict each other. Whether a key fits its algorithm is seen when it is loaded.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let sources = [
             ("identity.public_key_file", self.public_key.is_some()),
             ("identity.secret_file", !self.secret_file.as_os_str().is_empty()),
             ("identity.jwks_file", !self.jwks_file.as_os_str().is_empty()),
+            ("identity.jwks_url", self.jwks_url.is_some()),
         ];
         let set: Vec<&str> = sources.iter().filter(|(_, set)| *set).map(|(key, _)| *key).collect();
         let secret = !self.secret_file.as_os_str().is_empty();
@@ -301,6 +342,13 @@ impl Identity {
                 &set.join(", "),
                 "several sources of keys are set",
                 "keep the one that signs your agents' tokens",
+            );
+        }
+        if set.is_empty() && self.token_url.is_some() {
+            return odds(
+                "identity.token_url",
+                "no key verifies the control plane's tokens",
+                "set identity.jwks_url, or another source of its keys",
             );
         }
         if secret && self.private_key.is_some() {

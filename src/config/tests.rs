@@ -396,6 +396,8 @@ fn settings_that_contradict_each_other_are_refused() {
             "limits.bodies_in_memory_bytes, limits.body_bytes",
         ),
         ("[identity]\npublic_key_file = \"a\"\njwks_file = \"b\"", "identity.public_key_file, identity.jwks_file"),
+        ("[identity]\njwks_file = \"a\"\njwks_url = \"https://keys.example\"", "identity.jwks_file, identity.jwks_url"),
+        ("[identity]\ntoken_url = \"https://plane.example/token\"", "identity.token_url"),
         (
             "[identity]\nsecret_file = \"a\"\nprivate_key_file = \"b\"",
             "identity.secret_file, identity.private_key_file",
@@ -515,6 +517,11 @@ public_key_file = "(from the environment)"
 private_key_file = ""
 secret_file = ""
 jwks_file = ""
+jwks_url = ""
+jwks_refresh_s = 300
+jwks_floor_s = 10
+ca_file = ""
+token_url = ""
 agents_file = "/var/lib/behavry/agents.toml"
 api_keys = false
 leeway_s = 30

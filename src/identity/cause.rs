@@ -22,6 +22,8 @@ pub const UNSUPPORTED_HEADER: &str = "unsupported_header";
 pub const WRONG_ALGORITHM: &str = "wrong_algorithm";
 /// `kid` names no key of ours.
 pub const UNKNOWN_KEY: &str = "unknown_key";
+/// The key set's URL has not answered yet, so that no token can be judged: the one cause that is not the token's.
+pub const NO_KEYS: &str = "no_keys";
 pub const BAD_SIGNATURE: &str = "bad_signature";
 /// `exp` or `iss` is missing.
 pub const MISSING_CLAIM: &str = "missing_claim";
@@ -61,6 +63,7 @@ pub const CAUSES: &[&str] = &[
     UNSUPPORTED_HEADER,
     WRONG_ALGORITHM,
     UNKNOWN_KEY,
+    NO_KEYS,
     BAD_SIGNATURE,
     MISSING_CLAIM,
     BAD_CLAIM,

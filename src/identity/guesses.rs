@@ -131,15 +131,14 @@ impl Guesses {
 
     /// The secret was right: it costs nothing, and its id is familiar where it came from. Whoever leaves before the answer has paid.
     pub fn proved(&self, guess: Guess<'_>, now: Duration) {
-        let Arrival { network, client_id, paid } = guess.arrival;
         let mut state = self.state.lock();
-        if !paid {
-            state.clients_at_addresses.give_back(&(network, client_id));
-        }
-        if guess.counted_elsewhere {
-            state.clients.give_back(client_id);
-        }
-        state.remember(network, client_id, now);
+        state.give_back(&guess);
+        state.remember(guess.arrival.network, guess.arrival.client_id, now);
+    }
+
+    /// Nobody could say whether the secret was right: it costs nothing, and makes nothing familiar.
+    pub fn unjudged(&self, guess: Guess<'_>) {
+        self.state.lock().give_back(&guess);
     }
 }
 
@@ -150,6 +149,16 @@ impl State {
         match here.max(elsewhere) {
             Duration::ZERO => Ok(()),
             wait => Err(Slowed::Client { retry_after_s: whole_seconds(wait) }),
+        }
+    }
+
+    fn give_back(&mut self, guess: &Guess<'_>) {
+        let Arrival { network, client_id, paid } = guess.arrival;
+        if !paid {
+            self.clients_at_addresses.give_back(&(network, client_id));
+        }
+        if guess.counted_elsewhere {
+            self.clients.give_back(client_id);
         }
     }
 

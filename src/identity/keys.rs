@@ -378,6 +378,12 @@ impl KeySet {
         &self.keys
     }
 
+    /// The public keys as a JWKS document (RFC 7517). A shared secret is in none.
+    pub fn published(&self) -> String {
+        let keys: Vec<Value> = self.keys.iter().filter_map(VerificationKey::public_jwk).collect();
+        json!({ "keys": keys }).to_string()
+    }
+
     /// What a JWKS document held beside the keys, for a line in the log.
     pub fn skipped(&self) -> &[jwks::Skipped] {
         &self.skipped

@@ -10,6 +10,9 @@ use super::issuer::Minted;
 use super::secret::Secret;
 use super::strict_json::{self, JsonFault};
 
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
+
 /// Longest `client_id`, in bytes.
 pub const MAX_CLIENT_ID_BYTES: usize = 1024;
 /// Longest `client_secret`, in bytes: argon2 reads all of it.
@@ -102,19 +105,19 @@ pub fn granted_body(token: &str, minted: &Minted, agent: &Agent) -> Vec<u8> {
     .into_bytes()
 }
 
+/// Which of the two types of body it is, as it is written without parameters.
+pub fn media_type(content_type: Option<&str>) -> Result<&'static str, TokenError> {
+    let found = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
+    [JSON, FORM]
+        .into_iter()
+        .find(|known| found.eq_ignore_ascii_case(known))
+        .ok_or(TokenError::InvalidRequest("Content-Type must be application/json or application/x-www-form-urlencoded"))
+}
+
 /// Reads a body, whose size the caller has bounded, by its content type. Members that we do not know are passed over
 /// (RFC 6749 section 3.2: `scope` is one); one that is there twice is refused.
 pub fn read(content_type: Option<&str>, body: &[u8]) -> Result<TokenAsk, TokenError> {
-    let media_type = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
-    let fields = if media_type.eq_ignore_ascii_case("application/json") {
-        json_fields(body)?
-    } else if media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
-        form_fields(body)?
-    } else {
-        return Err(TokenError::InvalidRequest(
-            "Content-Type must be application/json or application/x-www-form-urlencoded",
-        ));
-    };
+    let fields = if media_type(content_type)? == JSON { json_fields(body)? } else { form_fields(body)? };
     let [client_id, client_secret, grant_type] = fields;
     match grant_type.as_deref() {
         None | Some("") => return Err(TokenError::InvalidRequest("grant_type is missing")),
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
     use crate::identity::agents::State;
 
-    const JSON: Option<&str> = Some("application/json");
+    const JSON: Option<&str> = Some("Application/JSON");
     const FORM: Option<&str> = Some("application/x-www-form-urlencoded; charset=utf-8");
 
     fn refused(content_type: Option<&str>, body: &str) -> TokenError {

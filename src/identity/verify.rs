@@ -30,7 +30,8 @@ pub struct VerifierSettings {
 
 /// Verifies tokens with the keys that it was made with. A reload makes a new one, and so forgets every cached verdict.
 pub struct Verifier {
-    keys: KeySet,
+    /// `None`: they are still to be fetched.
+    keys: Option<KeySet>,
     expected: Expected,
     leeway_s: i64,
     cache: Cache,
@@ -38,12 +39,35 @@ pub struct Verifier {
 
 impl Verifier {
     pub fn new(keys: KeySet, settings: VerifierSettings) -> Verifier {
+        Verifier::made(Some(keys), settings)
+    }
+
+    /// One that has no keys yet: every token that is well-formed fails with [`cause::NO_KEYS`].
+    pub fn awaiting_keys(settings: VerifierSettings) -> Verifier {
+        Verifier::made(None, settings)
+    }
+
+    fn made(keys: Option<KeySet>, settings: VerifierSettings) -> Verifier {
         Verifier {
             keys,
             expected: Expected { issuer: settings.issuer, audience: settings.audience },
             leeway_s: i64::try_from(settings.leeway_s).unwrap_or(i64::MAX),
             cache: Cache::default(),
         }
+    }
+
+    pub fn has_keys(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Whether these are the keys that it verifies with: then another verifier would only forget what this one has cached.
+    pub fn verifies_with(&self, keys: &KeySet) -> bool {
+        self.keys.as_ref().is_some_and(|own| own.published() == keys.published())
+    }
+
+    /// The public keys that it verifies with, as a JWKS document; an empty one while it has none.
+    pub fn published(&self) -> String {
+        self.keys.as_ref().map_or_else(|| r#"{"keys":[]}"#.to_owned(), KeySet::published)
     }
 
     /// The caller of a token, at `now_s` seconds since 1970 (any value: a clock before 1970 only refuses or admits). The error is one
@@ -75,7 +99,8 @@ impl Verifier {
         let kid = unverified.kid()?;
         // A key without a name (PEM, secret) is tried whatever name the issuer gives it; there are at most MAX_KEYS.
         let named = |key: &&VerificationKey| kid.is_none() || key.kid().is_none() || key.kid() == kid;
-        let mut candidates = self.keys.keys().iter().filter(named).peekable();
+        let Some(keys) = &self.keys else { return Err(cause::NO_KEYS) };
+        let mut candidates = keys.keys().iter().filter(named).peekable();
         if candidates.peek().is_none() {
             return Err(cause::UNKNOWN_KEY);
         }

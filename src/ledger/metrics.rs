@@ -92,6 +92,26 @@ impl Reloaded {
 
 /// The bounds at the token endpoint, each there from the start, with 0.
 const TOKEN_BOUNDS: [&str; 5] = ["address_rate", "client_rate", "address_share", "places", "turn"];
+/// What a fetch of the key set's URL came to: the `result` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeysFetched {
+    Changed,
+    Unchanged,
+    /// The last good keys stayed.
+    Failed,
+}
+
+impl KeysFetched {
+    const ALL: [KeysFetched; 3] = [KeysFetched::Changed, KeysFetched::Unchanged, KeysFetched::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            KeysFetched::Changed => "changed",
+            KeysFetched::Unchanged => "unchanged",
+            KeysFetched::Failed => "failed",
+        }
+    }
+}
 
 /// Status classes: 1xx to 5xx, and none.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -121,6 +141,8 @@ pub struct Metrics {
     policy_seconds: Histogram,
     reload_failures: IntCounterVec,
     token_failures: IntCounterVec,
+    jwks_fetches: IntCounterVec,
+    jwks_confirmed: IntGauge,
     token_causes: Vec<&'static str>,
     tokens_turned_away: IntCounterVec,
 
@@ -210,6 +232,15 @@ impl Metrics {
         for bound in TOKEN_BOUNDS {
             tokens_turned_away.with_label_values(&[bound]);
         }
+        let jwks_fetches =
+            make.counters("jwks_fetches_total", "Fetches of the key set's URL, by what came of them.", &["result"]);
+        for result in KeysFetched::ALL {
+            jwks_fetches.with_label_values(&[result.as_str()]);
+        }
+        let jwks_confirmed = make.gauge(
+            "jwks_confirmed_timestamp_seconds",
+            "When the key set's URL last gave good keys, in seconds since 1970; 0: not since the start, or no URL.",
+        );
 
         let backend_up = make.gauges("backend_up", "Whether a backend answers (1) or not (0).", &["backend"]);
         let connections =
@@ -265,6 +296,8 @@ impl Metrics {
             reload_failures,
             token_failures,
             tokens_turned_away,
+            jwks_fetches,
+            jwks_confirmed,
             backend_up,
             audit_unavailable,
             audit_failing,
@@ -383,6 +416,15 @@ impl Metrics {
     pub fn token_request_turned_away(&self, bound: &'static str) {
         let bound = if TOKEN_BOUNDS.contains(&bound) { bound } else { OTHER };
         self.tokens_turned_away.with_label_values(&[bound]).inc();
+    }
+
+    /// The key set's URL was asked. Good keys, changed or not, are as old as this from now on.
+    pub fn keys_fetched(&self, result: KeysFetched) {
+        self.jwks_fetches.with_label_values(&[result.as_str()]).inc();
+        if result != KeysFetched::Failed {
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+            self.jwks_confirmed.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        }
     }
 
     /// `backend`: its name in the configuration.

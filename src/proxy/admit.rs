@@ -63,11 +63,11 @@ impl Gateway {
             // What is not offered is said to callers only: a stranger learns nothing but that a token is needed.
             Route::Unsupported { operation } => {
                 exchange.dialect = Dialect::OpenAi;
-                self.identify(session, exchange)?;
+                self.identify(session, exchange).await?;
                 Err(Refusal::unsupported_operation(operation))
             }
             Route::Egress => {
-                self.identify(session, exchange)?;
+                self.identify(session, exchange).await?;
                 Err(Refusal::egress_denied("the route acts on the internet with the server's own account"))
             }
         }
@@ -80,7 +80,7 @@ impl Gateway {
         session: &mut Session,
         exchange: &mut Ticket,
     ) -> std::result::Result<Admitted, Refusal> {
-        let caller = self.identify(session, exchange)?;
+        let caller = self.identify(session, exchange).await?;
         caller.may(endpoint.kind()).map_err(Refusal::insufficient_scope)?;
         self.inspect(endpoint, model_in_path, session, exchange).await?;
         self.refuse_egress(exchange)?;
@@ -95,20 +95,20 @@ impl Gateway {
     }
 
     /// Who.
-    fn identify(&self, session: &Session, exchange: &mut Ticket) -> std::result::Result<Arc<Caller>, Refusal> {
-        let headers = &session.req_header().headers;
-        let snapshot = Arc::clone(&exchange.snapshot);
-        let asked = Asked {
-            headers,
-            method: &exchange.method,
-            path: route::own_path(&exchange.path),
-            query: exchange.query.as_deref(),
-        };
-        let identified = identity::identify(&snapshot.verifier, snapshot.agents.keyring(), &asked, now_s());
+    async fn identify(
+        &self,
+        session: &mut Session,
+        exchange: &mut Ticket,
+    ) -> std::result::Result<Arc<Caller>, Refusal> {
+        let identified = self.with_new_keys(session, exchange).await;
         let Identified { caller, by_device } = identified.map_err(|rejection| match rejection {
             Rejection::Missing => {
                 self.site.ledger.metrics.token_failed(cause::MISSING);
                 Refusal::missing_token()
+            }
+            Rejection::Invalid(cause::NO_KEYS) => {
+                self.site.ledger.metrics.token_failed(cause::NO_KEYS);
+                Refusal::keys_unavailable()
             }
             Rejection::Invalid(cause) => {
                 self.site.ledger.metrics.token_failed(cause);
@@ -119,8 +119,28 @@ impl Gateway {
         if by_device {
             exchange.query = exchange.query.as_deref().and_then(device::without_time);
         }
-        exchange.requester = Requester::read(headers)?;
+        exchange.requester = Requester::read(&session.req_header().headers)?;
         Ok(caller)
+    }
+
+    /// A key that is not known may be new: the key set's URL is asked, and then all that is in force by now is taken, whole.
+    async fn with_new_keys(
+        &self,
+        session: &mut Session,
+        exchange: &mut Ticket,
+    ) -> std::result::Result<Identified, Rejection> {
+        let identified = by_credential(session, exchange);
+        let Some(remote_keys) = &self.site.remote_keys else { return identified };
+        if !matches!(identified, Err(Rejection::Invalid(cause::UNKNOWN_KEY | cause::NO_KEYS))) {
+            return identified;
+        }
+        remote_keys.learn().await;
+        let now = self.site.snapshot.load_full();
+        if Arc::ptr_eq(&now.verifier, &exchange.snapshot.verifier) {
+            return identified;
+        }
+        exchange.snapshot = now;
+        by_credential(session, exchange)
     }
 
     /// What: the body is read and judged before anything else is decided.
@@ -260,6 +280,18 @@ impl Gateway {
         exchange.lease = Some(self.site.pool.lease(permit, receipt));
         Ok(())
     }
+}
+
+/// Whoever the request's credential stands for, by the keys and agents of its snapshot.
+fn by_credential(session: &Session, exchange: &Exchange) -> std::result::Result<Identified, Rejection> {
+    let snapshot = &exchange.snapshot;
+    let asked = Asked {
+        headers: &session.req_header().headers,
+        method: &exchange.method,
+        path: route::own_path(&exchange.path),
+        query: exchange.query.as_deref(),
+    };
+    identity::identify(&snapshot.verifier, snapshot.agents.keyring(), &asked, now_s())
 }
 
 /// The document that the policy decides on.

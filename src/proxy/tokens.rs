@@ -7,13 +7,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::Gateway;
 use super::admit::{Admitted, now_s, refuse_unread};
-use super::answer::{answer, json_head};
+use super::answer::{self, json_head};
 use super::lists::gone;
+use crate::control_plane::ControlPlane;
 use crate::door::Ticket;
 use crate::exchange::Fault;
 use crate::identity::agents::{Agent, AuthFailure};
@@ -32,6 +35,13 @@ const BODY_IDLE: Duration = Duration::from_secs(5);
 /// Longest wait for a turn at argon2: twice what checking the secrets of all places takes on an idle core or two.
 const TURN: Duration = Duration::from_secs(20);
 
+/// What the token endpoint says. No `Debug`: it may hold a token.
+struct TokenAnswer {
+    status: u16,
+    body: Bytes,
+    retry_after: Option<HeaderValue>,
+}
+
 impl Gateway {
     pub(super) async fn answer_token(&self, session: &mut Session, exchange: &mut Ticket) -> Result<Admitted, Refusal> {
         let address = exchange.source_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -46,30 +56,38 @@ impl Gateway {
         exchange.held = Some(held);
         let content_type =
             session.req_header().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let (status, body) = match token_endpoint::read(content_type, &body) {
-            Err(e) => (e.status(), self.token_refused(exchange, e)),
-            Ok(ask) => {
-                let answered = tokio::select! { biased;
-                    answered = self.authenticate(exchange, address, ask) => answered?,
+        let media_type = token_endpoint::media_type(content_type);
+        let answer = match media_type.and_then(|it| Ok((it, token_endpoint::read(content_type, &body)?))) {
+            Err(e) => self.token_refused(exchange, e),
+            Ok((media_type, ask)) => {
+                let answered = async {
+                    match &self.site.control_plane {
+                        Some(plane) => {
+                            self.forward_ask(plane, exchange, address, &ask.client_id, media_type, body).await
+                        }
+                        None => self.authenticate(exchange, address, ask).await,
+                    }
+                };
+                tokio::select! { biased;
+                    answered = answered => answered?,
                     // Its place is free again at once; a check that has begun keeps its turn to the end.
                     () = gone(session) => {
                         exchange.fault = Some(Fault::Client);
                         return Ok(Admitted::Answered);
                     }
-                };
-                match answered {
-                    Ok(body) => (200, body),
-                    Err(e) => (e.status(), self.token_refused(exchange, e)),
                 }
             }
         };
         let written = async {
-            let mut head: ResponseHeader = json_head(status)?;
+            let mut head: ResponseHeader = json_head(answer.status)?;
             head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
-            if status == 401 {
+            if answer.status == 401 {
                 head.insert_header(http::header::WWW_AUTHENTICATE, "Bearer")?;
             }
-            answer(session, exchange, head, body.into()).await
+            if let Some(retry_after) = answer.retry_after {
+                head.insert_header(http::header::RETRY_AFTER, retry_after)?;
+            }
+            answer::answer(session, exchange, head, answer.body).await
         };
         let _ = written.await; // the client left: nobody to tell
         Ok(Admitted::Answered)
@@ -81,7 +99,7 @@ impl Gateway {
         exchange: &mut Ticket,
         address: IpAddr,
         ask: token_endpoint::TokenAsk,
-    ) -> Result<Result<Vec<u8>, TokenError>, Refusal> {
+    ) -> Result<TokenAnswer, Refusal> {
         let Some(issuer) = exchange.snapshot.issuer.clone() else {
             return Err(Refusal::unknown_route().because("this proxy has no key to sign tokens with"));
         };
@@ -102,17 +120,51 @@ impl Gateway {
         });
         let agent = match checked.await.map_err(|_| Refusal::internal_error())? {
             Ok(agent) => agent,
-            Err(AuthFailure::WrongIdOrSecret) => return Ok(Err(TokenError::InvalidClient)),
+            Err(AuthFailure::WrongIdOrSecret) => return Ok(self.token_refused(exchange, TokenError::InvalidClient)),
             Err(AuthFailure::Suspended) => {
                 guesses.proved(guess, now()); // only said to whoever has the secret
-                return Ok(Err(TokenError::Suspended));
+                return Ok(self.token_refused(exchange, TokenError::Suspended));
             }
         };
         guesses.proved(guess, now());
         let (token, minted) = issuer.mint(&agent.claims(), now_s()).map_err(|_| Refusal::internal_error())?;
         exchange.granted_here = true;
         exchange.token_agent = Some(agent.id.clone());
-        Ok(Ok(token_endpoint::granted_body(&token, &minted, &agent)))
+        let body = token_endpoint::granted_body(&token, &minted, &agent);
+        Ok(TokenAnswer { status: 200, body: body.into(), retry_after: None })
+    }
+
+    /// To the control plane, which alone knows the agents: whom a token was given to is not known here. It sees one address, ours, so
+    /// that guessing has to be slowed here as well.
+    async fn forward_ask(
+        &self,
+        control_plane: &ControlPlane,
+        exchange: &mut Ticket,
+        address: IpAddr,
+        client_id: &str,
+        media_type: &'static str,
+        body: Bytes,
+    ) -> Result<TokenAnswer, Refusal> {
+        let guesses = &self.site.guesses;
+        let now = || self.site.started.elapsed();
+        let arrival = guesses.arrive(address, client_id, now()).map_err(|slowed| self.slow_down(slowed))?;
+        let guess = guesses.guess(arrival, now()).map_err(|slowed| self.slow_down(slowed))?;
+        let asked = control_plane.token(media_type, &exchange.request_id, body).await;
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(why) => {
+                guesses.unjudged(guess);
+                return Err(Refusal::control_plane_unavailable(why.to_string()));
+            }
+        };
+        if answer.status == 200 {
+            guesses.proved(guess, now());
+            exchange.granted_here = true;
+        } else {
+            let cause = format!("the control plane refused: {}", answer.word);
+            exchange.refusal = Some(Refusal::invalid_token("refused").because(cause));
+        }
+        Ok(TokenAnswer { status: answer.status, body: answer.body, retry_after: answer.retry_after })
     }
 
     fn without_place(&self, none: NoPlace) -> Refusal {
@@ -138,9 +190,9 @@ impl Gateway {
         Refusal::rate_limited(retry_after_s).because(cause)
     }
 
-    fn token_refused(&self, exchange: &mut Ticket, e: TokenError) -> Vec<u8> {
+    fn token_refused(&self, exchange: &mut Ticket, e: TokenError) -> TokenAnswer {
         exchange.refusal = Some(Refusal::invalid_token(e.code()).because(e.code()));
-        e.body()
+        TokenAnswer { status: e.status(), body: e.body().into(), retry_after: None }
     }
 
     pub(super) async fn answer_jwks(&self, session: &mut Session, exchange: &mut Ticket) -> Result<Admitted, Refusal> {
@@ -149,7 +201,7 @@ impl Gateway {
             let mut head = json_head(200)?;
             head.insert_header(http::header::CACHE_CONTROL, "public, max-age=300")?;
             let jwks = exchange.snapshot.jwks.clone();
-            answer(session, exchange, head, jwks).await
+            answer::answer(session, exchange, head, jwks).await
         };
         let _ = written.await; // the client left: nobody to tell
         Ok(Admitted::Answered)

@@ -30,6 +30,10 @@ pub enum Code {
     BackendUnreachable,
     AuditUnavailable,
     PolicyUnavailable,
+    /// Keys come from a URL that has not answered yet. Not in the contract's table.
+    KeysUnavailable,
+    /// The control plane gives no tokens now. Not in the contract's table.
+    ControlPlaneUnavailable,
     NoBackend,
     /// `queue_full`, because the whole queue is (503).
     QueueFull,
@@ -52,7 +56,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of its status.
-    pub const ALL: [Code; 30] = {
+    pub const ALL: [Code; 32] = {
         use Code::*;
         [
             AmbiguousBody,
@@ -81,6 +85,8 @@ impl Code {
             BackendUnreachable,
             AuditUnavailable,
             PolicyUnavailable,
+            KeysUnavailable,
+            ControlPlaneUnavailable,
             NoBackend,
             QueueFull,
             ShuttingDown,
@@ -120,6 +126,8 @@ impl Code {
             Code::BackendUnreachable   => (502, "backend_unreachable", Unsaid),
             Code::AuditUnavailable     => (503, "audit_unavailable", After(5)),
             Code::PolicyUnavailable    => (503, "policy_unavailable", After(5)),
+            Code::KeysUnavailable      => (503, "keys_unavailable", After(5)),
+            Code::ControlPlaneUnavailable => (503, "control_plane_unavailable", After(5)),
             Code::NoBackend            => (503, "no_backend", After(5)),
             Code::QueueFull            => (503, "queue_full", After(1)),
             Code::ShuttingDown         => (503, "shutting_down", After(5)),

@@ -5,13 +5,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-use crate::config::{self, Config, Pem};
+use crate::config::{self, Config, Pem, ServiceUrl};
+use crate::control_plane::ControlPlane;
 use crate::identity::agents::Agents;
 use crate::identity::keys::KeySet;
 use crate::identity::{Algorithm, Issuer, SigningKey, Verifier, VerifierSettings};
+use crate::ledger::Metrics;
+use crate::outbound::Outbound;
 use crate::policy::{self, Policy};
+use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
 use crate::snapshot::Snapshot;
 
 /// The proxy's own signing key, in its state folder.
@@ -22,13 +27,11 @@ pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
     let policy = load_policy(config)?;
     let (verifier, issuer) = keys(config)?;
     let agents = load_agents(config)?;
-    let jwk = issuer.as_ref().and_then(|issuer| issuer.key().public_jwk());
-    let jwks = serde_json::json!({ "keys": jwk.into_iter().collect::<Vec<_>>() }).to_string();
     Ok(Snapshot {
+        jwks: Bytes::from(verifier.published()),
         verifier: Arc::new(verifier),
         issuer: issuer.map(Arc::new),
         agents: Arc::new(agents),
-        jwks: Bytes::from(jwks),
         policy: Arc::new(policy),
     })
 }
@@ -117,7 +120,8 @@ fn load_agents(config: &Config) -> Result<Agents, String> {
     Ok(agents.accepting_api_keys(config.identity.api_keys))
 }
 
-/// What verifies tokens, and what signs them.
+/// What verifies tokens, and what signs them. Keys of a URL are those that were saved, if they are not too old: [`remote_keys`]
+/// fetches them.
 pub fn keys(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
     let identity = &config.identity;
     let signing = signing_key(config)?;
@@ -130,6 +134,8 @@ pub fn keys(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
         let document =
             std::fs::read(&identity.jwks_file).map_err(in_words(&identity.jwks_file.display().to_string()))?;
         KeySet::from_jwks(&document).map_err(in_words("identity.jwks_file"))?
+    } else if let Some(url) = &identity.jwks_url {
+        return Ok((saved_keys(config, url), issuer(config, signing)));
     } else {
         let own =
             signing.as_ref().ok_or("no key verifies tokens; set identity.public_key_file, secret_file or jwks_file")?;
@@ -144,18 +150,80 @@ pub fn keys(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
             ));
         }
     }
-    let verifier = Verifier::new(
-        set,
-        VerifierSettings {
-            issuer: identity.issuer.clone(),
-            audience: identity.audience.clone(),
-            leeway_s: identity.leeway.as_secs(),
-        },
-    );
+    Ok((Verifier::new(set, verifier_settings(config)), issuer(config, signing)))
+}
+
+/// The same with the keys that the URL gives now, where there is one: for commands.
+pub fn keys_now(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
+    let (verifier, issuer) = keys(config)?;
+    let Some(url) = &config.identity.jwks_url else { return Ok((verifier, issuer)) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(in_words("a runtime"))?;
+    let wanted = config.identity.algorithm.map(algorithm);
+    let fetched = runtime.block_on(remote_keys::fetch(&outbound(config)?, url, wanted));
+    let (_, set) = fetched.map_err(in_words(&format!("identity.jwks_url {url}")))?;
+    Ok((Verifier::new(set, verifier_settings(config)), issuer))
+}
+
+/// Keys of a URL, kept fresh from now on.
+pub fn remote_keys(
+    config: &Config,
+    snapshot: &Arc<ArcSwap<Snapshot>>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<RemoteKeys>>, String> {
+    let identity = &config.identity;
+    let Some(url) = &identity.jwks_url else { return Ok(None) };
+    let settings = RemoteKeysSettings {
+        url: url.clone(),
+        refresh: identity.jwks_refresh,
+        floor: identity.jwks_floor,
+        saved: config.state_dir.join(remote_keys::saved::FILE),
+        algorithm: identity.algorithm.map(algorithm),
+        verifier: verifier_settings(config),
+        in_flight: config.limits.in_flight,
+    };
+    Ok(Some(RemoteKeys::new(settings, outbound(config)?, Arc::clone(snapshot), Arc::clone(metrics))))
+}
+
+pub fn control_plane(config: &Config) -> Result<Option<ControlPlane>, String> {
+    let Some(url) = &config.identity.token_url else { return Ok(None) };
+    Ok(Some(ControlPlane::new(url.clone(), outbound(config)?)))
+}
+
+fn outbound(config: &Config) -> Result<Outbound, String> {
+    let ca_file = &config.identity.ca_file;
+    Outbound::new(is_set(ca_file).then_some(ca_file.as_path())).map_err(in_words("identity.ca_file"))
+}
+
+/// What the URL gave before the last restart. Whatever is wrong with it, the URL may be up.
+fn saved_keys(config: &Config, url: &ServiceUrl) -> Verifier {
+    let path = config.state_dir.join(remote_keys::saved::FILE);
+    match remote_keys::saved::read(&path, url, jiff::Timestamp::now().as_second()) {
+        Ok(Some((set, age_s))) => {
+            let wanted = config.identity.algorithm.map(algorithm);
+            if set.keys().iter().all(|key| wanted.is_none_or(|wanted| key.algorithm() == wanted)) {
+                log::info!("{} keys of {url} were saved {age_s} s ago", set.keys().len());
+                return Verifier::new(set, verifier_settings(config));
+            }
+        }
+        Ok(None) => {}
+        Err(why) => log::warn!("{why}; they are not used"),
+    }
+    Verifier::awaiting_keys(verifier_settings(config))
+}
+
+fn verifier_settings(config: &Config) -> VerifierSettings {
+    let identity = &config.identity;
+    VerifierSettings {
+        issuer: identity.issuer.clone(),
+        audience: identity.audience.clone(),
+        leeway_s: identity.leeway.as_secs(),
+    }
+}
+
+fn issuer(config: &Config, signing: Option<SigningKey>) -> Option<Issuer> {
+    let identity = &config.identity;
     let ttl_s = identity.token_ttl.as_secs() as i64;
-    let issuer =
-        signing.map(|key| Issuer::new(key, identity.issuer.clone(), ttl_s).with_audience(identity.audience.clone()));
-    Ok((verifier, issuer))
+    signing.map(|key| Issuer::new(key, identity.issuer.clone(), ttl_s).with_audience(identity.audience.clone()))
 }
 
 /// The key that signs: the configured one, the shared secret, or, where nothing else is configured, our own of the state folder.
@@ -173,7 +241,7 @@ fn signing_key(config: &Config) -> Result<Option<SigningKey>, String> {
         let secret = read_private(&identity.secret_file)?;
         return SigningKey::from_secret(trimmed(&secret)).map(Some).map_err(in_words("identity.secret_file"));
     }
-    if identity.public_key.is_some() || is_set(&identity.jwks_file) {
+    if identity.is_foreign() {
         return Ok(None);
     }
     let path = config.state_dir.join(SIGNING_KEY);

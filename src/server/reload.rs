@@ -85,7 +85,11 @@ impl Reloader {
             None => Ok(()),
             Some(Ok(snapshot)) => {
                 log::info!("{} reloaded; policy revision {}", what.as_str(), snapshot.policy.revision());
-                self.site.snapshot.store(Arc::new(snapshot));
+                // Keys are swapped in from elsewhere meanwhile: only what was loaded replaces what is in force.
+                self.site.snapshot.rcu(|now| match what {
+                    Reloaded::Policy => Snapshot { policy: Arc::clone(&snapshot.policy), ..(**now).clone() },
+                    Reloaded::Agents => Snapshot { agents: Arc::clone(&snapshot.agents), ..(**now).clone() },
+                });
                 Ok(())
             }
             Some(Err(why)) => {

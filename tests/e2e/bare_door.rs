@@ -101,7 +101,7 @@ fn site(simulator: &Simulator, dir: &std::path::Path) -> Site {
     let config = Config::load(&Flags::default(), &env).expect("a good configuration");
     let audit = AuditSettings { file: Some(dir.join("audit.jsonl")), stdout: false, ..AuditSettings::default() };
     let ledger = Ledger::start(audit, Arc::new(Metrics::new("test", &[]))).expect("an audit");
-    server::site(&config, assemble::snapshot(&config).expect("a snapshot"), ledger)
+    server::site(&config, assemble::snapshot(&config).expect("a snapshot"), ledger).expect("a site")
 }
 
 /// Passes everything on, and panics where a request says.

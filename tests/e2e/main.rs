@@ -19,6 +19,8 @@ mod door;
 mod governed;
 mod guesses;
 mod h2_client;
+mod key_server;
+mod keys_by_url;
 mod leaving;
 mod lists;
 mod metrics;
