@@ -40,10 +40,10 @@ pub struct Mint {
 }
 
 pub fn run(command: TokenCommand, config: &Config) -> Result<(), Failure> {
-    let (verifier, issuer) = assemble::keys_now(config).map_err(Failure::configuration)?;
     let now_s = jiff::Timestamp::now().as_second();
     match command {
         TokenCommand::Mint(mint) => {
+            let (_, issuer) = assemble::keys(config).map_err(Failure::configuration)?;
             let issuer = issuer.ok_or_else(|| {
                 Failure::configuration(
                     "no key to sign with: set identity.private_key_file, or let the control plane issue tokens",
@@ -74,6 +74,7 @@ pub fn run(command: TokenCommand, config: &Config) -> Result<(), Failure> {
                 }
                 _ => token,
             };
+            let (verifier, _) = assemble::keys_now(config).map_err(Failure::configuration)?;
             let seen = issuer::inspect(&token, Some((&verifier, now_s)));
             let holds = matches!(seen.verdict, Some(Ok(_)));
             let verdict = match &seen.verdict {

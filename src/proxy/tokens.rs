@@ -157,8 +157,12 @@ impl Gateway {
                 return Err(Refusal::control_plane_unavailable(why.to_string()));
             }
         };
+        match answer.status {
+            200 => guesses.proved(guess, now()),
+            429 => guesses.unjudged(guess), // it did not look at the secret
+            _ => {}                         // paid as a wrong one
+        }
         if answer.status == 200 {
-            guesses.proved(guess, now());
             exchange.granted_here = true;
         } else {
             let cause = format!("the control plane refused: {}", answer.word);

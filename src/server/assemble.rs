@@ -189,12 +189,13 @@ pub fn control_plane(config: &Config) -> Result<Option<ControlPlane>, String> {
     Ok(Some(ControlPlane::new(url.clone(), outbound(config)?)))
 }
 
-fn outbound(config: &Config) -> Result<Outbound, String> {
+/// The client for the two URLs of `[identity]`.
+pub fn outbound(config: &Config) -> Result<Outbound, String> {
     let ca_file = &config.identity.ca_file;
     Outbound::new(is_set(ca_file).then_some(ca_file.as_path())).map_err(in_words("identity.ca_file"))
 }
 
-/// What the URL gave before the last restart. Whatever is wrong with it, the URL may be up.
+/// What the URL gave before the last restart. Whatever is wrong with it does not matter if the URL is up.
 fn saved_keys(config: &Config, url: &ServiceUrl) -> Verifier {
     let path = config.state_dir.join(remote_keys::saved::FILE);
     match remote_keys::saved::read(&path, url, jiff::Timestamp::now().as_second()) {

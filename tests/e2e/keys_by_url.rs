@@ -355,6 +355,11 @@ async fn check_asks_the_url() {
     let ended = check().await;
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("cannot be reached"), "{}", ended.stderr);
+    let broken = format!("[identity]\njwks_url = \"{}\"\nca_file = \"proxy.toml\"\n", server.url());
+    std::fs::write(&config, broken).expect("written");
+    let ended = check().await;
+    assert_eq!(ended.code, Some(78), "a file that holds no CA is the configuration's fault");
+    assert!(ended.stderr.contains("give a PEM file"), "{}", ended.stderr);
 }
 
 // ---- the control plane
@@ -496,13 +501,17 @@ async fn guessing_is_slowed_before_the_control_plane_hears_of_it_and_an_outage_i
     for _ in 0..15 {
         assert_eq!(house.send(ask()).await.status, 503, "nobody said that the secret is wrong");
     }
+    plane.say(Says::Reply(429, "", r#"{"error":"slow_down"}"#.to_owned()));
+    for _ in 0..15 {
+        assert_eq!(house.send(ask()).await.json()["error"], "slow_down", "nor here");
+    }
     plane.say(Says::Reply(401, "", r#"{"error":"invalid_client"}"#.to_owned()));
     let mut statuses = Vec::new();
     while statuses.last() != Some(&429) {
         assert!(statuses.len() < 1000, "nobody is slowed");
         statuses.push(house.send(ask()).await.status);
     }
-    assert_eq!(plane.asked().len(), 15 + statuses.len() - 1);
+    assert_eq!(plane.asked().len(), 30 + statuses.len() - 1);
 }
 
 // ---- small things
