@@ -1,6 +1,7 @@
-//! The command line. Exit codes: 0 ok, 64 usage, 78 configuration, 1 anything else.
+//! The command line. Exit codes: 0 ok, 64 usage, 78 configuration, 1 anything else; `audit verify` has its own.
 //!
 //! - [`agents`]: `agent ..`.
+//! - [`audit`]: `audit verify`, `audit export`, `audit tail`, `audit report`.
 //! - [`demo`]: a proxy, a simulator if no Ollama answers, two requests, and lines to paste.
 //! - [`first_start`]: an agent for a newcomer, and where its secret goes.
 //! - [`log_lines`]: which lines reach standard error.
@@ -10,7 +11,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Flags, process_env};
 use crate::control::{self, AskError, Fault, FaultKind};
@@ -18,6 +19,7 @@ use crate::server::{self, ServerError, Started, assemble};
 use crate::simulator::{self, SimulatorOptions};
 
 mod agents;
+mod audit;
 mod demo;
 mod first_start;
 mod log_lines;
@@ -90,6 +92,9 @@ enum Command {
     /// Say who may fetch a token
     #[command(subcommand)]
     Agent(agents::AgentCommand),
+    /// Check, export, follow and count the audit
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
 }
 
 #[derive(Args)]
@@ -152,7 +157,7 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print(); // a closed terminal: the exit code still says it
-            return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return if e.use_stderr() { ExitCode::from(usage_code()) } else { ExitCode::SUCCESS };
         }
     };
     log_lines::start();
@@ -164,6 +169,16 @@ pub fn run() -> ExitCode {
             eprintln!("behavry-ollama-proxy: {}", failure.what);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// A command line that is wrong has no command to ask, and `audit verify` promises a code of its own.
+fn usage_code() -> u8 {
+    let guessed = Cli::command().ignore_errors(true).try_get_matches().ok();
+    let audit = guessed.as_ref().and_then(|matches| matches.subcommand_matches("audit"));
+    match audit.and_then(|matches| matches.subcommand_name()) {
+        Some("verify") => audit::CANNOT_VERIFY,
+        _ => USAGE,
     }
 }
 
@@ -186,7 +201,10 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     if !matches!(command, Command::Serve | Command::Demo) {
         end_with_the_reader();
     }
-    let config = load(&settings)?;
+    let config = load(&settings).map_err(|failure| match &command {
+        Command::Audit(command) => command.cannot(failure),
+        _ => failure,
+    })?;
     match command {
         Command::Serve => serve(config),
         Command::Demo => demo::run(config),
@@ -196,6 +214,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Agent(command) => agents::run(command, &config),
         Command::Drain => drain(&config),
         Command::Reload => reload(&config),
+        Command::Audit(command) => audit::run(command, &config),
         Command::Simulate(_) => Ok(()), // answered above
     }
 }

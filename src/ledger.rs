@@ -6,6 +6,7 @@
 //! - [`fold`]: refusals of strangers, counted instead of written one by one.
 //! - [`metrics`]: every metric of the proxy, named here and nowhere else.
 //! - [`trail`]: reads the audit back, also while it is written.
+//! - [`verify`]: whether the audit is what was written.
 //!
 //! The rule (contract, section 6): a request is forwarded only against a [`Receipt`] that its `request` record is written, and room
 //! for its later records is reserved with it. Every request that was parsed has exactly one `final` record, which
@@ -23,6 +24,7 @@ pub mod fold;
 pub mod metrics;
 pub mod record;
 pub mod trail;
+pub mod verify;
 
 pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Receipt};
 pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, Way};

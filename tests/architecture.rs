@@ -38,7 +38,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "operator", "outbound", "policy",
         "proxy", "remote_keys", "route", "site", "snapshot", "upstream",
     ]),
-    ("cli", &["config", "control", "identity", "policy", "route", "server", "simulator", "wire"]),
+    ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator", "wire"]),
     ("lib", &[]),
     ("main", &["cli"]),
 ];

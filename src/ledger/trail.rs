@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::chain::{SegmentName, WriterName};
+
 pub mod follow;
 pub mod segment;
 
@@ -27,46 +29,13 @@ pub use follow::{Event, Follower};
 /// bytes for each writer whose files are still there: this is room for 25,000 of them.
 pub const LONGEST_LINE: usize = 4 << 20;
 
-/// The name of a segment: whose it is, and which of theirs. Sorts by the writer's start, then by number.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentName {
-    pub writer: String,
-    /// From 1.
-    pub number: u32,
-}
-
-impl SegmentName {
-    /// `None`: a file of another kind. What was renamed (`.1`, `.bak`) is not read: it would be read twice.
-    pub fn parse(file: &str) -> Option<SegmentName> {
-        let (writer, number) = file.strip_prefix("audit-")?.strip_suffix(".jsonl")?.rsplit_once('-')?;
-        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        let (at, random) = writer.split_once('-')?;
-        let (day, time) = at.strip_suffix('Z')?.split_once('T')?;
-        let well_formed = day.len() == 8 && digits(day) && time.len() == 6 && digits(time);
-        let known = well_formed && random.len() == 8 && random.bytes().all(hex) && number.len() == 6 && digits(number);
-        let number = number.parse().ok().filter(|number| *number > 0)?;
-        known.then(|| SegmentName { writer: writer.to_owned(), number })
-    }
-
-    pub fn path(&self, folder: &Path) -> PathBuf {
-        folder.join(self.to_string())
-    }
-}
-
-impl fmt::Display for SegmentName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "audit-{}-{:06}.jsonl", self.writer, self.number)
-    }
-}
-
-/// The segments in `folder`, sorted.
+/// The segments in `folder`, sorted. Files of other names are not read: what was renamed (`.1`, `.bak`) would be read twice.
 pub fn segments(folder: &Path) -> Result<Vec<SegmentName>, TrailError> {
     let unreadable = |error| TrailError::Unreadable { path: folder.to_owned(), error };
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        found.extend(name.to_str().and_then(SegmentName::parse));
+        found.extend(name.to_str().and_then(|name| name.parse::<SegmentName>().ok()));
     }
     found.sort();
     Ok(found)
@@ -84,7 +53,7 @@ pub struct Place {
 /// first segment that is there. Writers whose files are gone are left out, so it is as small as the folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Position(BTreeMap<String, Place>);
+pub struct Position(BTreeMap<WriterName, Place>);
 
 impl Position {
     /// Behind the last whole line of everything that is in `folder` now.
@@ -95,19 +64,19 @@ impl Position {
             position.0.insert(name.writer, Place { segment: name.number, offset: 0 });
         }
         for (writer, place) in &mut position.0 {
-            let path = SegmentName { writer: writer.clone(), number: place.segment }.path(folder);
+            let path = folder.join(SegmentName { writer: *writer, number: place.segment }.to_string());
             place.offset = segment::end(&path).map_err(|error| TrailError::Unreadable { path, error })?;
         }
         Ok(position)
     }
 
-    pub fn of(&self, writer: &str) -> Option<Place> {
-        self.0.get(writer).copied()
+    pub fn of(&self, writer: WriterName) -> Option<Place> {
+        self.0.get(&writer).copied()
     }
 
     /// Writers and places, sorted by the writers' start.
-    pub fn places(&self) -> impl DoubleEndedIterator<Item = (&str, Place)> {
-        self.0.iter().map(|(writer, place)| (writer.as_str(), *place))
+    pub fn places(&self) -> impl DoubleEndedIterator<Item = (WriterName, Place)> {
+        self.0.iter().map(|(writer, place)| (*writer, *place))
     }
 }
 
@@ -133,31 +102,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_segments_are_segments() {
-        let name = SegmentName::parse("audit-20261122T213908Z-00c0ffee-000012.jsonl").expect("a segment");
-        assert_eq!((name.writer.as_str(), name.number), ("20261122T213908Z-00c0ffee", 12));
-        assert_eq!(name.to_string(), "audit-20261122T213908Z-00c0ffee-000012.jsonl");
-        for other in [
-            "audit.jsonl",
-            "audit-key.pem",
-            "audit-20261122T213908Z-00c0ffee-000012.jsonl.1",
-            "audit-20261122T213908Z-00c0ffee-000000.jsonl",
-            "audit-20261122T213908Z-00c0ffee-12.jsonl",
-            "audit-20261122T213908Z-00C0FFEE-000012.jsonl",
-            "audit-20261122T213908-00c0ffee-000012.jsonl",
-            "audit-20261122T213908Z-00c0ffe-000012.jsonl",
-            "audit-20261122213908ZT-00c0ffee-000012.jsonl",
-            "audit-../../etc/passwd-000012.jsonl",
-            "",
-        ] {
-            assert_eq!(SegmentName::parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
     fn a_position_is_small_json_and_comes_back_as_it_was() {
         let mut position = Position::default();
-        position.0.insert("20261122T213908Z-00c0ffee".to_owned(), Place { segment: 3, offset: 4_294_967_296 });
+        position
+            .0
+            .insert("20261122T213908Z-00c0ffee".parse().expect("a name"), Place { segment: 3, offset: 4_294_967_296 });
         let saved = serde_json::to_string(&position).expect("JSON");
         assert_eq!(saved, r#"{"20261122T213908Z-00c0ffee":{"segment":3,"offset":4294967296}}"#);
         assert_eq!(serde_json::from_str::<Position>(&saved).expect("read back"), position);

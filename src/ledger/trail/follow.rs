@@ -9,11 +9,12 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::segment::{Found, SegmentReader};
-use super::{Place, Position, SegmentName, TrailError, segments};
+use super::{Place, Position, TrailError, segments};
+use crate::ledger::chain::{SegmentName, WriterName};
 
 /// How long to wait before asking again. A look at the folder costs one listing and one `stat` for each writer; a fifth of a second is
 /// prompt to a person and nothing to the machine.
@@ -27,9 +28,9 @@ const KEPT_OPEN: usize = 16;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A whole line, without its newline, and where it begins.
-    Line { writer: &'a str, at: Place, line: &'a [u8] },
+    Line { writer: WriterName, at: Place, line: &'a [u8] },
     /// Something that a reader should have got and cannot.
-    Lost { writer: &'a str, loss: Loss },
+    Lost { writer: WriterName, loss: Loss },
 }
 
 /// What cannot be read, and why. Reading goes on behind it.
@@ -56,7 +57,7 @@ pub struct Follower {
 
 /// What is known of one writer's segments.
 struct Chain {
-    writer: String,
+    writer: WriterName,
     /// Behind what was given. Segment 0: nothing was, and the first segment there is comes next.
     place: Place,
     /// What the last listing showed, ascending.
@@ -83,14 +84,14 @@ enum Ready {
 impl Follower {
     /// Goes on behind `position`: everything for [`Position::default`], what is written from now on for [`Position::at_the_end`].
     pub fn new(folder: impl Into<PathBuf>, position: &Position) -> Follower {
-        let chains = position.places().map(|(writer, place)| Chain::new(writer.to_owned(), place)).collect();
+        let chains = position.places().map(|(writer, place)| Chain::new(writer, place)).collect();
         Follower { folder: folder.into(), chains, round: Vec::new() }
     }
 
     /// Behind the lines that were given.
     pub fn position(&self) -> Position {
         let begun = self.chains.iter().filter(|chain| chain.place.segment > 0);
-        Position(begun.map(|chain| (chain.writer.clone(), chain.place)).collect())
+        Position(begun.map(|chain| (chain.writer, chain.place)).collect())
     }
 
     /// The next line, or loss. `None`: nothing more is there now. After an error the same place is tried again.
@@ -103,7 +104,7 @@ impl Follower {
         let mut i = 0;
         while let Some(&at) = self.round.get(i) {
             if let Some(first) = first
-                && !starts_by(&self.chains[at].writer, &self.chains[first].time)
+                && !starts_by(self.chains[at].writer, &self.chains[first].time)
             {
                 break;
             }
@@ -117,7 +118,7 @@ impl Follower {
                     self.round.remove(i);
                     self.close_the_oldest();
                 }
-                Ready::Lost(loss) => return Ok(Some(Event::Lost { writer: &self.chains[at].writer, loss })),
+                Ready::Lost(loss) => return Ok(Some(Event::Lost { writer: self.chains[at].writer, loss })),
             }
         }
         Ok(first.and_then(|first| self.chains[first].give()))
@@ -151,7 +152,7 @@ impl Follower {
 }
 
 impl Chain {
-    fn new(writer: String, place: Place) -> Chain {
+    fn new(writer: WriterName, place: Place) -> Chain {
         Chain {
             writer,
             place,
@@ -165,12 +166,12 @@ impl Chain {
         }
     }
 
-    fn ready(&mut self, folder: &std::path::Path) -> Result<Ready, TrailError> {
+    fn ready(&mut self, folder: &Path) -> Result<Ready, TrailError> {
         loop {
             if self.pending {
                 return Ok(Ready::Line);
             }
-            let path = SegmentName { writer: self.writer.clone(), number: self.place.segment }.path(folder);
+            let path = folder.join(SegmentName { writer: self.writer, number: self.place.segment }.to_string());
             let unreadable = |error| TrailError::Unreadable { path: path.clone(), error };
             let Some(reader) = &mut self.reader else {
                 match self.open(&path).map_err(unreadable)? {
@@ -234,7 +235,7 @@ impl Chain {
     }
 
     /// Opens the segment of the place, or the next one that is there. `None`: it is open, or another is to be tried.
-    fn open(&mut self, path: &std::path::Path) -> io::Result<Option<Ready>> {
+    fn open(&mut self, path: &Path) -> io::Result<Option<Ready>> {
         let following = self.following();
         if self.listed.contains(&self.place.segment) {
             let nothing_new = match fs::metadata(path) {
@@ -296,7 +297,7 @@ impl Chain {
         let at = self.place;
         self.pending = false;
         self.place.offset = reader.end_of_line();
-        Some(Event::Line { writer: &self.writer, at, line: reader.line() })
+        Some(Event::Line { writer: self.writer, at, line: reader.line() })
     }
 }
 
@@ -309,9 +310,9 @@ fn timestamp(line: &[u8]) -> &str {
 }
 
 /// Whether a writer (`20261122T183516Z-..`) may have lines as old as `time` (`2026-11-22T18:35:16.000001+00:00`).
-fn starts_by(writer: &str, time: &str) -> bool {
+fn starts_by(writer: WriterName, time: &str) -> bool {
     let digits = |text: &str| text.bytes().filter(u8::is_ascii_digit).take(14).collect::<Vec<_>>();
-    digits(writer) <= digits(time)
+    digits(writer.as_str()) <= digits(time)
 }
 
 #[cfg(test)]

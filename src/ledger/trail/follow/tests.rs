@@ -10,7 +10,7 @@ const SECOND: &str = "20261122T100005Z-00000002";
 const THIRD: &str = "20261122T110000Z-00000003";
 
 fn path(folder: &Path, writer: &str, number: u32) -> PathBuf {
-    SegmentName { writer: writer.to_owned(), number }.path(folder)
+    folder.join(SegmentName { writer: writer.parse().expect("a name"), number }.to_string())
 }
 
 fn append(folder: &Path, writer: &str, number: u32, text: &str) {

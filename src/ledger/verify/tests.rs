@@ -1,0 +1,140 @@
+use super::honest::{Log, Shape};
+use super::*;
+
+pub(super) fn check(folder: &Path, with_kept: bool) -> Verdict {
+    let mut against = Against::default();
+    against.key(&folder.join("audit-key.pub")).expect("the key");
+    if with_kept {
+        against.checkpoints(&folder.join("kept")).expect("the checkpoints");
+    }
+    verify(folder, &against).expect("checked")
+}
+
+fn words(verdict: &Verdict) -> String {
+    let problems = verdict.problems.iter().map(|problem| format!("problem: {problem}"));
+    let gaps = verdict.gaps.iter().map(|gap| format!("gap: {gap}"));
+    problems.chain(gaps).collect::<Vec<_>>().join("\n")
+}
+
+fn shape(seed: u64) -> Shape {
+    Shape {
+        records: 40 + (seed % 7) as usize * 30,
+        writers: 1 + (seed % 5) as usize,
+        crashes: if seed.is_multiple_of(3) { 80 } else { 30 },
+        rotations: (seed % 4) as u32 * 3,
+        retention: seed.is_multiple_of(2),
+        closed: !seed.is_multiple_of(5),
+    }
+}
+
+/// The program in docs/audit.md, over the folder: whether it is content, and what it says.
+fn python(folder: &Path) -> (bool, String) {
+    let page = include_str!("../../../docs/audit.md");
+    let (_, rest) = page.split_once("```python\n").expect("a program");
+    let (program, _) = rest.split_once("```").expect("its end");
+    let ran =
+        std::process::Command::new("python3").args(["-c", program]).current_dir(folder).output().expect("python3");
+    (ran.status.success(), String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned())
+}
+
+#[test]
+fn ten_lines_of_python_come_to_the_same_verdict() {
+    let shape = Shape { records: 60, writers: 3, crashes: 0, rotations: 5, retention: true, closed: true };
+    let log = Log::of(11, &shape);
+    let dir = tempfile::tempdir().expect("a folder");
+    log.write(dir.path());
+    assert!(check(dir.path(), true).holds());
+    let (content, said) = python(dir.path());
+    assert!(content && said.starts_with("every hash holds"), "{said}");
+
+    let (name, bytes) = log.files.iter().next_back().expect("files");
+    let changed = String::from_utf8(bytes.clone()).expect("ASCII").replacen("\"POST\"", "\"GET\"", 1);
+    std::fs::write(dir.path().join(name), changed).expect("written");
+    let (content, said) = python(dir.path());
+    assert!(!content && said.contains(": changed"), "{said}");
+    assert!(!check(dir.path(), true).holds());
+}
+
+#[test]
+fn what_cannot_be_checked_is_said_and_is_no_accusation() {
+    let shape = Shape { records: 60, writers: 2, crashes: 0, rotations: 5, retention: false, closed: true };
+    let log = Log::of(12, &shape);
+    let dir = tempfile::tempdir().expect("a folder");
+    log.write(dir.path());
+    let verdict = verify(dir.path(), &Against::default()).expect("checked");
+    assert!(verdict.holds());
+    assert_eq!(verdict.gaps, [Gap::NoKey, Gap::NoCheckpointsKept]);
+    assert!(check(dir.path(), true).gaps.is_empty());
+
+    // The end is cut off, from the last checkpoint on: without a copy of it only the missing close shows, with one all does.
+    let (name, bytes) = log.files.iter().next_back().expect("files");
+    let text = String::from_utf8(bytes.clone()).expect("ASCII");
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    std::fs::write(dir.path().join(name), lines[..lines.len() - 2].concat()).expect("cut");
+    let without = check(dir.path(), false);
+    assert!(without.holds() && without.gaps.iter().any(|gap| matches!(gap, Gap::Open { .. })), "{}", words(&without));
+    let with = check(dir.path(), true);
+    assert!(matches!(with.problems[..], [Problem { fault: Fault::ChainShorter { .. }, .. }]), "{}", words(&with));
+
+    // The whole latest chain is gone.
+    let writer = name.parse::<SegmentName>().expect("a segment").writer;
+    for name in log.files.keys().filter(|name| name.contains(writer.as_str())) {
+        std::fs::remove_file(dir.path().join(name)).expect("removed");
+    }
+    assert!(check(dir.path(), false).holds());
+    assert!(matches!(check(dir.path(), true).problems[..], [Problem { fault: Fault::ChainGone { .. }, .. }]));
+}
+
+#[test]
+fn a_checkpoint_of_another_key_is_refused_whoever_shows_it() {
+    let shape = Shape { records: 30, writers: 1, crashes: 0, rotations: 0, retention: false, closed: true };
+    let (ours, theirs) = (Log::of(13, &shape), Log::of(14, &shape));
+    let (dir, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    ours.write(dir.path());
+    theirs.write(other.path());
+    let mut against = Against::default();
+    against.key(&other.path().join("audit-key.pub")).expect("a key");
+    let verdict = verify(dir.path(), &against).expect("checked");
+    assert!(matches!(verdict.problems[..], [Problem { fault: Fault::UnknownKey { .. }, spot: Some(_) }]));
+    assert!(against.checkpoints(&dir.path().join("kept")).is_err());
+    assert!(against.checkpoints(&dir.path().join("none")).is_err());
+    assert!(against.key(&dir.path().join("kept")).is_err());
+    let empty = tempfile::tempdir().expect("a folder");
+    assert!(matches!(verify(empty.path(), &Against::default()), Err(CannotCheck::NothingThere { .. })));
+}
+
+#[test]
+fn a_writer_that_runs_is_told_from_one_that_died() {
+    let shape = Shape { records: 30, writers: 1, crashes: 0, rotations: 0, retention: false, closed: false };
+    let log = Log::of(15, &shape);
+    let dir = tempfile::tempdir().expect("a folder");
+    log.write(dir.path());
+    let verdict = check(dir.path(), false);
+    assert!(verdict.holds() && verdict.chains[0].end == End::Open, "{}", words(&verdict));
+    let file = File::open(dir.path().join(log.files.keys().next().expect("a file"))).expect("open");
+    // SAFETY: a descriptor that is open.
+    assert_eq!(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }, 0);
+    let verdict = check(dir.path(), false);
+    assert!(verdict.holds() && verdict.chains[0].end == End::Running, "{}", words(&verdict));
+}
+
+fn clean_logs_hold(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let log = Log::of(seed, &shape(seed));
+        let dir = tempfile::tempdir().expect("a folder");
+        log.write(dir.path());
+        let verdict = check(dir.path(), !log.kept.is_empty());
+        assert!(verdict.holds(), "seed {seed}:\n{}", words(&verdict));
+    }
+}
+
+#[test]
+fn clean_logs_with_rotations_crashes_and_retention_raise_no_alarm() {
+    clean_logs_hold(0..100);
+}
+
+#[test]
+#[ignore = "a minute; tests/long runs it"]
+fn thousands_of_clean_logs_raise_no_alarm() {
+    clean_logs_hold(1000..4000);
+}
