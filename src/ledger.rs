@@ -3,6 +3,7 @@
 //! - [`record`]: one record of the audit, built from an [`Entry`].
 //! - [`chain`]: the format on disk: lines, their hashes, marks, names.
 //! - [`audit`]: one thread owns the file, writes in groups, and gives receipts.
+//! - [`evidence`]: a part of the audit as a package that Behavry's public verifier takes.
 //! - [`fold`]: refusals of strangers, counted instead of written one by one.
 //! - [`metrics`]: every metric of the proxy, named here and nowhere else.
 //! - [`trail`]: reads the audit back, also while it is written.
@@ -20,6 +21,7 @@ use serde::Deserialize;
 
 pub mod audit;
 pub mod chain;
+pub mod evidence;
 pub mod fold;
 pub mod metrics;
 pub mod record;

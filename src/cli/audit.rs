@@ -5,13 +5,23 @@ use clap::Subcommand;
 use super::Failure;
 use crate::config::Config;
 
+mod export;
+mod report;
+mod tail;
 mod verify;
+mod when;
 
 #[derive(Subcommand)]
 pub enum AuditCommand {
     /// Recompute every hash, and say what was changed, and what cannot be known. Exit codes: 0 it holds, 1 it does not, 2 it cannot
     /// be checked
     Verify(verify::Verify),
+    /// Write a signed package of records that `behavry-verify` accepts
+    Export(export::Export),
+    /// Show the last records, and those to come: a table on a terminal, else JSON lines
+    Tail(tail::Tail),
+    /// Requests, tokens, time and denials by agent and model
+    Report(report::Report),
 }
 
 /// The exit code of `audit verify` where nothing can be said.
@@ -22,6 +32,7 @@ impl AuditCommand {
     pub fn cannot(&self, failure: Failure) -> Failure {
         match self {
             AuditCommand::Verify(_) => Failure { code: CANNOT_VERIFY, ..failure },
+            _ => failure,
         }
     }
 }
@@ -29,5 +40,8 @@ impl AuditCommand {
 pub fn run(command: AuditCommand, config: &Config) -> Result<(), Failure> {
     match command {
         AuditCommand::Verify(command) => verify::run(&command, config),
+        AuditCommand::Export(command) => export::run(command, config),
+        AuditCommand::Tail(command) => tail::run(&command, config),
+        AuditCommand::Report(command) => report::run(&command, config),
     }
 }

@@ -1,5 +1,6 @@
 //! Reading the audit: the lines of a folder, of all its writers, in order, also while they are written.
 //!
+//! - [`back`]: the last lines of a folder, found from its end.
 //! - [`segment`]: one file: its lines from front to back with their places, or from back to front.
 //! - [`follow`]: all files of a folder as one sequence that goes on as they grow, rotate, appear and vanish.
 //!
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chain::{SegmentName, WriterName};
 
+pub mod back;
 pub mod follow;
 pub mod segment;
 

@@ -302,7 +302,7 @@ pub fn public_key_of(state_dir: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod honest;
+pub(super) mod honest;
 #[cfg(test)]
 mod mutation;
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::ledger::record::{Id, Moment};
 use crate::ledger::{Entry, Outcome, Phase, Record};
 
 /// A folder of an audit, and what was kept of it elsewhere.
-pub(super) struct Log {
+pub(in crate::ledger) struct Log {
     pub files: BTreeMap<String, Vec<u8>>,
     /// `audit.checkpoint_file`.
     pub kept: Vec<u8>,
@@ -43,7 +43,7 @@ struct Chain {
 }
 
 /// What a log is like.
-pub(super) struct Shape {
+pub(in crate::ledger) struct Shape {
     pub records: usize,
     pub writers: usize,
     /// Of a hundred ends of writers.
