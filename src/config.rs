@@ -151,7 +151,8 @@ impl Config {
         let mut warnings = Vec::new();
         if !self.operator.listen.ip().is_loopback() {
             warnings.push(format!(
-                "operator.listen = {} is reachable from other machines and asks for no token; keep it on 127.0.0.1",
+                "operator.listen = {}: its credential crosses the network in the clear; put TLS in front of it, or keep it on \
+                 127.0.0.1 and reach it through ssh -L",
                 self.operator.listen
             ));
         }
@@ -264,6 +265,13 @@ impl Config {
                 "listen, operator.listen",
                 format!("both are {}", self.listen),
                 "give the operator's pages an address of their own",
+            );
+        }
+        if !self.operator.listen.ip().is_loopback() && self.operator.credential_file.as_os_str().is_empty() {
+            return odds(
+                "operator.listen, operator.credential_file",
+                format!("{} is reachable from other machines, and nothing is asked of them", self.operator.listen),
+                "keep it on 127.0.0.1, or name a file of mode 0600 with a credential (openssl rand -hex 32)",
             );
         }
         if self.limits.bodies_in_memory_bytes < self.limits.body_bytes {

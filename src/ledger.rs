@@ -2,6 +2,7 @@
 //!
 //! - [`record`]: one record of the audit, built from an [`Entry`].
 //! - [`chain`]: the format on disk: lines, their hashes, marks, names.
+//! - [`activity`]: the last events, for those who watch.
 //! - [`audit`]: one thread owns the file, writes in groups, and gives receipts.
 //! - [`evidence`]: a part of the audit as a package that Behavry's public verifier takes.
 //! - [`fold`]: refusals of strangers, counted instead of written one by one.
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub mod activity;
 pub mod audit;
 pub mod chain;
 pub mod evidence;
@@ -28,6 +30,7 @@ pub mod record;
 pub mod trail;
 pub mod verify;
 
+pub use activity::{Activity, Alert};
 pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Receipt};
 pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, Way};
 pub use record::{Entry, Record};

@@ -1,4 +1,6 @@
-//! The exchanges now running: what a drain waits for and what a shutdown cuts.
+//! The exchanges now running: what a drain waits for, what a shutdown cuts, what a page shows.
+//!
+//! - [`progress`]: what can be seen of one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,10 +9,15 @@ use std::task::Waker;
 
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+use serde::ser::{Serialize, Serializer};
 use tokio::sync::Notify;
 
 use crate::ledger::Outcome;
 use crate::refusal::Refusal;
+
+pub mod progress;
+
+use self::progress::{Progress, Row};
 
 /// Why a running exchange is ended from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +46,7 @@ pub struct Signal {
     /// The task was not told yet.
     pending: AtomicBool,
     waker: AtomicWaker,
+    pub progress: Progress,
 }
 
 impl Signal {
@@ -101,6 +109,20 @@ impl Live {
         }
     }
 
+    /// Those that were sent to a backend, oldest first, at most `most` of them; and how many more there are.
+    pub fn sent(&self, most: usize) -> Sent {
+        let mut rows = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let sent = shard.iter().filter(|(_, signal)| signal.progress.has_begun());
+            rows.extend(sent.map(|(id, signal)| (*id, Arc::clone(signal))));
+        }
+        rows.sort_unstable_by_key(|(id, _)| *id);
+        let more = rows.len().saturating_sub(most);
+        rows.truncate(most);
+        Sent { rows, more }
+    }
+
     /// Returns once nothing runs.
     pub async fn emptied(&self) {
         loop {
@@ -114,6 +136,19 @@ impl Live {
 
     fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Arc<Signal>>> {
         &self.shards[id as usize % SHARDS]
+    }
+}
+
+/// Running exchanges at one moment; serialised as a list of rows.
+pub struct Sent {
+    rows: Vec<(u64, Arc<Signal>)>,
+    /// Beyond those listed.
+    pub more: usize,
+}
+
+impl Serialize for Sent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.rows.iter().map(|(id, signal)| Row { id: *id, progress: &signal.progress }))
     }
 }
 

@@ -28,7 +28,7 @@ use crate::intake::{Intake, Memory};
 use crate::ledger::audit::AuditSettings;
 use crate::ledger::fold::FoldSettings;
 use crate::ledger::{Ledger, Metrics, Reloaded};
-use crate::operator::Operator;
+use crate::operator::{Operator, lookout};
 use crate::proxy::Gateway;
 use crate::route::RouteSettings;
 use crate::site::Site;
@@ -89,6 +89,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), CAUSES));
     let files_seen = Seen::now(&config);
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
+    let gate = assemble::operator_gate(&config).map_err(ServerError::Configuration)?;
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
     let site = Arc::new(site(&config, snapshot, ledger).map_err(ServerError::Configuration)?);
@@ -105,8 +106,10 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let commands = Arc::new(Commands::new(Arc::clone(&site), Arc::clone(&reloader), &config, stop.clone()));
     let control = control::open(&config.state_dir);
     let commanded = tokio::spawn(commands::answer_commands(control, config.clone(), commands));
+    let asked_to_stop = lifecycle::asked_to_stop(stopping)?;
+    let address = public.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?;
     ready(Started {
-        public: public.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?,
+        public: address,
         operator: operator.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?,
         stop: stop.clone(),
     });
@@ -120,7 +123,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let counted = Arc::clone(&site);
     let turned_away = move || counted.ledger.metrics.unparsed("too_many_connections");
     tokio::spawn(listen::accept(public, Arc::new(door), public_closing, config.limits.connections, turned_away));
-    let operators = Arc::new(Operator::app(Arc::clone(&site)));
+    let operators = Arc::new(Operator::new(Arc::clone(&site), gate, address));
+    tokio::spawn(lookout::keep_looking(Arc::clone(&site)));
     tokio::spawn(listen::accept(operator, operators, operator_closing, OPERATOR_CONNECTIONS, || {}));
     if !config.catalogue.refresh.is_zero() {
         let (site, every) = (Arc::clone(&site), config.catalogue.refresh);
@@ -131,7 +135,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     }
     tokio::spawn(reloader.watch(Reloaded::Agents, reload::AGENTS_LOOK));
 
-    lifecycle::until_asked_to_stop(stopping).await?;
+    asked_to_stop.await;
     lifecycle::drain(&site, config.shutdown.drain, close_public).await;
     let _ = close_operator.send(true);
     commanded.abort();

@@ -69,6 +69,11 @@ impl Backend {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// What the last contact said; true before the first.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
     /// Whether that is news.
     pub fn note_up(&self, up: bool) -> bool {
         self.up.swap(up, Ordering::Relaxed) != up

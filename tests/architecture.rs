@@ -32,7 +32,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("door", &["exchange", "live", "refusal", "site", "wire"]),
     ("operator", &["ledger", "site"]),
     ("proxy", &[
-        "control_plane", "door", "exchange", "identity", "intake", "ledger", "policy", "refusal", "route", "site", "upstream", "wire",
+        "control_plane", "door", "exchange", "identity", "intake", "ledger", "live", "policy", "refusal", "route", "site", "upstream",
+        "wire",
     ]),
     ("server", &[
         "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "operator", "outbound", "policy",

@@ -178,7 +178,7 @@ async fn request(
 fn paste(public: std::net::SocketAddr, operator: std::net::SocketAddr, token: &str) {
     println!(
         r#"
-== try it yourself; this keeps serving until Ctrl-C (metrics: http://{operator}/metrics)
+== try it yourself; this keeps serving until Ctrl-C and is to be watched at http://{operator}/
 
 export BEHAVRY_JWT={token}
 

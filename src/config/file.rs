@@ -48,6 +48,7 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
     let identity = &mut config.identity;
     let mut paths = vec![
         &mut config.state_dir,
+        &mut config.operator.credential_file,
         &mut config.policy.dir,
         &mut config.audit.dir,
         &mut identity.secret_file,

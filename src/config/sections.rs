@@ -36,14 +36,25 @@ impl Default for Routes {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Operator {
-    /// Default `127.0.0.1:5173`. It asks for no token, so loopback. Variable `BEHAVRY_OPERATOR_LISTEN`.
+    /// Default `127.0.0.1:5173`. Without a credential it answers to everybody, so loopback. Variable `BEHAVRY_OPERATOR_LISTEN`.
     #[serde(deserialize_with = "values::address")]
     pub listen: SocketAddr,
+    /// File with the credential that every route but `/livez` asks for, as a Bearer token or a Basic password: 32 visible characters
+    /// at least, mode 0600. Default none; off loopback it has to be there.
+    pub credential_file: PathBuf,
+    /// Names that the listener answers to besides addresses and `localhost`, without a port. Default none: a foreign name in `Host` is
+    /// how a page of somebody else's reaches a loopback listener (DNS rebinding).
+    #[serde(deserialize_with = "values::hosts")]
+    pub hosts: Vec<String>,
 }
 
 impl Default for Operator {
     fn default() -> Operator {
-        Operator { listen: SocketAddr::from(([127, 0, 0, 1], 5173)) }
+        Operator {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5173)),
+            credential_file: PathBuf::new(),
+            hosts: Vec::new(),
+        }
     }
 }
 

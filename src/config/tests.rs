@@ -483,6 +483,8 @@ drop_in = true
 
 [operator]
 listen = "127.0.0.1:5173"
+credential_file = ""
+hosts = []
 
 [[backend]]
 url = "https://(redacted)@gpu.example"
@@ -558,9 +560,23 @@ refresh_s = 30
 }
 
 #[test]
-fn an_operators_listener_off_loopback_is_worth_a_word() {
-    let config = env(&[("BEHAVRY_OPERATOR_LISTEN", "0.0.0.0:5173")]).unwrap();
+fn an_operators_listener_off_loopback_needs_a_credential_and_is_worth_a_word() {
+    let e = refused(&[("BEHAVRY_OPERATOR_LISTEN", "0.0.0.0:5173")]);
+    assert!(e.starts_with("operator.listen, operator.credential_file: 0.0.0.0:5173 is reachable"), "{e}");
+    let folder = Folder::new();
+    let file = folder.write("proxy.toml", "[operator]\nlisten = \"[::]:5173\"\ncredential_file = \"operator.token\"");
+    let config = env(&[("BEHAVRY_CONFIG", file.to_str().unwrap())]).unwrap();
+    assert_eq!(config.operator.credential_file, file.with_file_name("operator.token"));
     assert_eq!(config.warnings().len(), 1);
+}
+
+#[test]
+fn a_name_of_a_host_has_no_port_and_no_scheme() {
+    let hosts = |list: &str| text(&format!("[operator]\nhosts = {list}")).map(|config| config.operator.hosts);
+    assert_eq!(hosts("[\"gateway.internal\", \"GW-1\"]").unwrap(), ["gateway.internal", "GW-1"]);
+    for bad in ["[\"\"]", "[\"gateway:5173\"]", "[\"http://gateway\"]", "[\"*\"]", "\"gateway\""] {
+        assert!(hosts(bad).is_err(), "{bad}");
+    }
 }
 
 #[test]

@@ -237,6 +237,19 @@ pub(super) fn optional_name<'de, D: Deserializer<'de>>(d: D) -> Result<Option<St
     if text.is_empty() { Ok(None) } else { parse_name(&text).map(Some).map_err(D::Error::custom) }
 }
 
+/// Names of hosts as a `Host` header has them, without a port.
+pub(super) fn hosts<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(d)?;
+    for name in &names {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if name.is_empty() || name.len() > 253 || !name.bytes().all(fits) {
+            let e = format!("{} is no name of a host; write one like gateway.internal, without a port", quoted(name));
+            return Err(D::Error::custom(e));
+        }
+    }
+    Ok(names)
+}
+
 /// A name for headers and metric labels.
 pub(super) fn label<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     let text = plain_text(d)?;

@@ -38,7 +38,7 @@ use self::echo::Echo;
 use self::sink::{LogFile, Sink};
 use super::fold::{Fold, FoldSettings, Folded, Passage};
 use super::record::{Entry, Id, Moment, Record};
-use super::{Metrics, Outcome, Phase};
+use super::{Activity, Metrics, Outcome, Phase};
 
 mod echo;
 mod sink;
@@ -167,6 +167,7 @@ impl Audit {
             fold: Mutex::new(Fold::new(settings.fold)),
             settings,
             metrics,
+            activity: Arc::default(),
             started: Instant::now(),
             queue: Mutex::default(),
             work: Condvar::new(),
@@ -222,6 +223,11 @@ impl Audit {
     pub fn is_writing(&self) -> bool {
         let queue = self.shared.queue.lock();
         !queue.failing && !queue.closing
+    }
+
+    /// What was written a moment ago.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.shared.activity
     }
 
     /// Waits until everything accepted so far is written, `within` at most.
@@ -338,6 +344,7 @@ impl fmt::Debug for Receipt {
 struct Shared {
     settings: AuditSettings,
     metrics: Arc<Metrics>,
+    activity: Arc<Activity>,
     started: Instant,
     fold: Mutex<Fold>,
     queue: Mutex<Queue>,

@@ -12,6 +12,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use serde::Serialize;
 
 use self::labels::{ModelSeries, Names};
 use super::{Entry, Measures, Outcome, Phase};
@@ -115,6 +116,21 @@ impl KeysFetched {
 
 /// Status classes: 1xx to 5xx, and none.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Sums since the start. Tokens are those that backends told; a reply that was broken off counts none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    pub requests: u64,
+    /// Passed on whole.
+    pub complete: u64,
+    /// Answered by us instead of a backend, for whatever reason.
+    pub refused: u64,
+    /// By the policy.
+    pub denied: u64,
+    pub escalated: u64,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+}
 
 /// All metrics, in a registry of their own.
 pub struct Metrics {
@@ -320,6 +336,31 @@ impl Metrics {
         text
     }
 
+    /// Sums of the counters, for a page. It walks over all series: for once a second, not for each request.
+    pub fn totals(&self) -> Totals {
+        let requests = |label: &str, value: &str| sum_where(&self.requests, label, value);
+        let all = sum_where(&self.requests, "", "");
+        Totals {
+            requests: all,
+            complete: requests("outcome", Outcome::Complete.as_str()),
+            refused: requests("outcome", Outcome::Refused.as_str()),
+            denied: sum_where(&self.policy_decisions, "result", "deny"),
+            escalated: sum_where(&self.policy_decisions, "result", "escalate"),
+            input_tokens: sum_where(&self.tokens, "direction", "in"),
+            output_tokens: sum_where(&self.tokens, "direction", "out"),
+        }
+    }
+
+    /// Panics that were caught.
+    pub fn panics(&self) -> u64 {
+        self.panics.get()
+    }
+
+    /// Changes of `what` that did not load.
+    pub fn reload_failures(&self, what: Reloaded) -> u64 {
+        self.reload_failures.with_label_values(&[what.as_str()]).get()
+    }
+
     /// Counts a request as being served until the returned value is dropped.
     pub fn request_began(&self) -> InFlight {
         self.in_flight.inc();
@@ -470,6 +511,16 @@ impl Metrics {
     pub(super) fn folded_refusal(&self) {
         self.folded_refusals.inc();
     }
+}
+
+/// The series of a counter that have `value` for `label`, added up; all of them for the label "".
+fn sum_where(counters: &IntCounterVec, label: &str, value: &str) -> u64 {
+    let families = counters.collect();
+    let series = families.iter().flat_map(|family| family.get_metric());
+    let wanted = series.filter(|series| {
+        label.is_empty() || series.get_label().iter().any(|pair| pair.name() == label && pair.value() == value)
+    });
+    wanted.map(|series| series.get_counter().get_value() as u64).sum()
 }
 
 /// A request being served: counted while it lives.

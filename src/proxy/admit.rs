@@ -12,6 +12,7 @@ use crate::exchange::{Exchange, Fault, PolicyWord, Requester};
 use crate::identity::{self, Asked, Caller, Identified, Rejection, cause, device};
 use crate::intake::{self, Unread};
 use crate::ledger::Way;
+use crate::live::progress::Facts as Progress;
 use crate::policy::{self, Denial, DenialKind, Facts};
 use crate::refusal::Refusal;
 use crate::route::{self, Route};
@@ -269,6 +270,7 @@ impl Gateway {
         let model = exchange.canonical_model();
         let written = self.site.ledger.record(&exchange.entry(model.as_deref()));
         exchange.receipt = Some(written.await.map_err(|e| Refusal::audit_unavailable(e.as_str()))?);
+        exchange.link.signal.progress.begin(progress(exchange, model));
         Ok(())
     }
 
@@ -292,6 +294,23 @@ fn by_credential(session: &Session, exchange: &Exchange) -> std::result::Result<
         query: exchange.query.as_deref(),
     };
     identity::identify(&snapshot.verifier, snapshot.agents.keyring(), &asked, now_s())
+}
+
+/// What those who watch see of the exchange from now on.
+fn progress(exchange: &Exchange, model: Option<String>) -> Progress {
+    let entry = exchange.entry(None);
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    Progress {
+        began: exchange.began,
+        request_id: exchange.request_id.clone(),
+        agent_id: owned(entry.agent_id),
+        session_id: owned(entry.session_id),
+        action: exchange.method.clone(),
+        target: entry.target.unwrap_or_default().to_owned(),
+        model,
+        stream: entry.stream,
+        policy_reason: owned(entry.policy_reason),
+    }
 }
 
 /// The document that the policy decides on.

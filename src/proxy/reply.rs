@@ -48,7 +48,9 @@ impl Gateway {
             head.remove_header(&http::header::TRANSFER_ENCODING);
             exchange.link.close_connection();
         }
-        exchange.first_byte = Some(Instant::now());
+        let now = Instant::now();
+        exchange.first_byte = Some(now);
+        exchange.link.signal.progress.first_byte(now - exchange.began);
         exchange.status = exchange.upstream_status;
         if let (Some(endpoint), ReplyKind::Json(framing)) = (exchange.endpoint(), kind)
             && endpoint.kind() == Kind::Infer
@@ -138,13 +140,15 @@ pub(super) fn refuse_encoded(head: &ResponseHeader) -> std::result::Result<(), R
 
 /// Counts the bytes and passes them on, but for what the client did not ask for. Cannot fail and does not wait.
 pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
-    let exchange: &mut Exchange = exchange;
     if let Some(bytes) = body.as_ref().filter(|bytes| !bytes.is_empty()) {
         exchange.last_byte = Some(Instant::now());
         if let Some(meter) = &mut exchange.meter {
             meter.feed(bytes);
+            let records = meter.records();
+            exchange.link.signal.progress.passed(records);
         }
     }
+    let exchange: &mut Exchange = exchange;
     let Some(hider) = &mut exchange.hider else { return };
     let passed = body.take().map(|bytes| hider.pass(bytes)).unwrap_or_default();
     let rest = if end { hider.finish() } else { Bytes::new() };

@@ -14,6 +14,7 @@ use crate::identity::agents::Agents;
 use crate::identity::keys::KeySet;
 use crate::identity::{Algorithm, Issuer, SigningKey, Verifier, VerifierSettings};
 use crate::ledger::Metrics;
+use crate::operator::gate::Gate;
 use crate::outbound::Outbound;
 use crate::policy::{self, Policy};
 use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
@@ -257,6 +258,14 @@ fn algorithm(configured: config::Algorithm) -> Algorithm {
         config::Algorithm::EdDsa => Algorithm::EdDsa,
         config::Algorithm::Hs256 => Algorithm::Hs256,
     }
+}
+
+/// Names and credential of the operator's listener. That one off loopback has a credential is the configuration's affair.
+pub fn operator_gate(config: &Config) -> Result<Gate, String> {
+    let path = &config.operator.credential_file;
+    let credential = if is_set(path) { Some(read_private(path)?) } else { None };
+    Gate::new(&config.operator.hosts, credential.as_deref().map(trimmed))
+        .map_err(in_words(&format!("operator.credential_file ({})", path.display())))
 }
 
 fn read_pem(pem: &Pem, what: &str) -> Result<Vec<u8>, String> {

@@ -14,16 +14,19 @@ const AFTER_CUT: Duration = Duration::from_secs(3);
 /// For the last records.
 const LAST_RECORDS: Duration = Duration::from_secs(5);
 
-pub async fn until_asked_to_stop(mut stop: watch::Receiver<bool>) -> Result<(), ServerError> {
+/// Listens for the signals from now on, so that none that comes after the start was told kills the process; the future ends at the
+/// first.
+pub fn asked_to_stop(mut stop: watch::Receiver<bool>) -> Result<impl Future<Output = ()> + use<>, ServerError> {
     let failed = |e: std::io::Error| ServerError::Runtime(format!("cannot listen for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => log::info!("SIGTERM: stopping"),
-        _ = interrupt.recv() => log::info!("SIGINT: stopping"),
-        _ = stop.wait_for(|stop| *stop) => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => log::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => log::info!("SIGINT: stopping"),
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    })
 }
 
 /// No new connections; what runs may finish within `within`, then it is cut with an error frame; every record is written.

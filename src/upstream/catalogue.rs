@@ -36,6 +36,15 @@ impl Catalogue {
         self.read.load(Ordering::Acquire)
     }
 
+    /// The models' names, in order, at most `most`; and how many there are.
+    pub fn names(&self, most: usize) -> (Vec<String>, usize) {
+        let models = self.models.load();
+        let mut names: Vec<String> = models.keys().cloned().collect();
+        names.sort_unstable();
+        names.truncate(most);
+        (names, models.len())
+    }
+
     /// Reads the list of one backend. The catalogue keeps what it knew where that fails.
     pub async fn refresh(&self, backend: &Backend, client: &Client, metrics: &Metrics) -> Result<(), ClientError> {
         let reply = client.get(backend, "/api/tags", None, "catalogue", LIMIT_BYTES, WITHIN).await;

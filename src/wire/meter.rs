@@ -73,23 +73,28 @@ pub struct Meter {
     frames: Frames,
     tokens: Tokens,
     usage: Usage,
+    records: u64,
 }
 
 impl Meter {
     /// `framing` comes from the reply's content type ([`Framing::of_content_type`]).
     pub fn new(endpoint: Endpoint, framing: Framing) -> Self {
         let layout = Layout::of(endpoint, framing);
-        Meter { frames: Frames::new(framing), tokens: Tokens::new(layout), usage: Usage::default() }
+        Meter { frames: Frames::new(framing), tokens: Tokens::new(layout), usage: Usage::default(), records: 0 }
     }
 
     /// The next bytes of the reply's body. It cannot fail and allocates nothing; what is not JSON is passed over.
     pub fn feed(&mut self, bytes: &[u8]) {
-        let Meter { frames, tokens, usage } = self;
+        let Meter { frames, tokens, usage, records } = self;
         frames.feed(bytes, |piece| match piece {
             Piece::Data(bytes) => tokens.feed(bytes),
-            Piece::End => end_of_record(tokens, usage),
-            Piece::Whole(record) if dull::teaches_nothing(tokens.layout(), record) => {}
+            Piece::End => {
+                *records += 1;
+                end_of_record(tokens, usage);
+            }
+            Piece::Whole(record) if dull::teaches_nothing(tokens.layout(), record) => *records += 1,
             Piece::Whole(record) => {
+                *records += 1;
                 tokens.feed(record);
                 end_of_record(tokens, usage);
             }
@@ -98,7 +103,7 @@ impl Meter {
 
     /// The reply has ended, in whatever way. Further bytes are allowed but not expected.
     pub fn finish(&mut self) -> Usage {
-        let Meter { frames, tokens, usage } = self;
+        let Meter { frames, tokens, usage, .. } = self;
         // Replies of the other endpoints may be empty or plain text; only JSON that stops in the middle is not their end.
         let stopped = tokens.is_unfinished();
         frames.finish(|_| end_of_record(tokens, usage));
@@ -106,6 +111,12 @@ impl Meter {
             usage.terminal = !stopped && !usage.error_frame;
         }
         self.usage
+    }
+
+    /// Whole records of the stream so far: lines or events. Ollama sends one for each token, mostly, but nobody promises it: a sign of
+    /// progress, not a count of tokens.
+    pub fn records(&self) -> u64 {
+        self.records
     }
 
     /// What is known so far (for budgets that look at running streams).

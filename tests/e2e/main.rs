@@ -4,6 +4,7 @@ mod client;
 mod house;
 mod keyholders;
 
+mod activity;
 mod agents;
 mod api_keys;
 mod attacks;

@@ -41,10 +41,13 @@ async fn spilled(house: &House, replies: &[Vec<u8>]) -> Vec<String> {
     house.final_of("the-last-one").await;
     let audit = std::fs::read_to_string(house.audit_file()).expect("the audit file");
     let metrics = house.metrics().await;
+    let activity = Request::get("/api/v1/activity").send(house.operator).await.text();
     let replies =
         replies.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect::<Vec<_>>().join("\n");
     let mut found = Vec::new();
-    for (place, text) in [("log", house.log()), ("audit", audit), ("metrics", metrics), ("a refusal", replies)] {
+    let places =
+        [("log", house.log()), ("audit", audit), ("metrics", metrics), ("activity", activity), ("a refusal", replies)];
+    for (place, text) in places {
         let lines = text.lines().filter(|line| line.to_lowercase().contains(MARK));
         found.extend(lines.map(|line| format!("{place}: {line}")));
     }

@@ -231,10 +231,12 @@ impl Writer {
             };
         }
         drop(writing);
-        if let Some(echo) = &self.echo
-            && records > 0
-        {
-            echo.copy(&self.bytes[begin..self.start], records);
+        if records > 0 {
+            let lines = &self.bytes[begin..self.start];
+            if let Some(echo) = &self.echo {
+                echo.copy(lines, records);
+            }
+            self.shared.activity.publish(lines);
         }
     }
 

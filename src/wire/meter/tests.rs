@@ -234,3 +234,19 @@ fn deep_nesting_costs_nothing() {
     let usage = metered(Endpoint::Chat, Framing::Json, &format!("{{\"x\":{deep},\"done\":true,\"eval_count\":3}}"));
     assert_eq!(usage.output_tokens, Some(3));
 }
+
+#[test]
+fn each_whole_record_of_a_stream_is_one_however_it_is_cut() {
+    let line = "{\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"a\\\"b\"},\"done\":false}\n";
+    let event = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+    for (endpoint, framing, record) in
+        [(Endpoint::Chat, Framing::Ndjson, line), (Endpoint::ChatCompletions, Framing::Sse, event)]
+    {
+        let stream = record.repeat(7);
+        for part_bytes in [1, 2, 13, stream.len()] {
+            let mut meter = Meter::new(endpoint, framing);
+            stream.as_bytes().chunks(part_bytes).for_each(|part| meter.feed(part));
+            assert_eq!(meter.records(), 7, "{framing:?} in parts of {part_bytes}");
+        }
+    }
+}
