@@ -102,6 +102,11 @@ def page(results, machine, versions, options):
               [f"{part} at {rate}/s" for part, rate in wanted],
               {name: [results.number(f"{part} {rate}/s", name, 0) if name == "direct" else results.added(f"{part} {rate}/s", name)
                       for part, rate in wanted] for name in results.work})
+    if "watched p50 0" in results.cells:
+        heads = ["p50, nobody watches", "p50, ten watch", "p99, nobody", "p99, ten", "CPU µs, nobody", "CPU µs, ten"]
+        table("Small request (W1) at 1000/s, watched by ten over the operator's feed, µs from the client", heads,
+              {name: [results.number(f"watched {part} {watchers}", name, 0) for part in ("p50", "p99", "cpu") for watchers in (0, 10)]
+               for name in results.work})
     cpu("A token never seen before (W7, 8 connections), CPU for each request", [("cold", "cold")])
     cpu("Body of 5 MB (W4), CPU of the gateway for each", [(f"large c={c}", f"c={c}") for c in (1, 4)])
     if "large p50 c=1" in results.cells:

@@ -32,6 +32,8 @@ const MARKS: &[(&str, &str)] = &[
     ("run", "sh"),
     ("python", "python"),
     ("record", "json"),
+    ("watch", "sh"),
+    ("scrape", "yaml"), // tests/sdk/test_metrics.py
 ];
 
 struct Block {
@@ -248,6 +250,27 @@ fn serve_and_simulate_start_as_they_are_printed() {
             let shown = until(&lines, "listening on http://127.0.0.1:");
             assert!(!shown.contains("stands in"), "serve never starts a simulator");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_feed_shows_a_request_as_it_is_printed() {
+    if !installed("curl") {
+        eprintln!("skipped: curl is not installed");
+        return;
+    }
+    let house = House::open().await;
+    let home = tempfile::tempdir().expect("a folder");
+    let [block] = &marked("watch")[..] else { panic!("one command to watch with") };
+    let command = block.text.replace("localhost:5173", &house.operator.to_string());
+    let (_started, lines) = start(&command, home.path(), &[]);
+    let ask = json!({ "model": "tiny-story", "messages": [{ "role": "user", "content": "hi" }] });
+    assert_eq!(house.post("/api/chat", ask).await.status, 200);
+    let shown = tokio::task::spawn_blocking(move || until(&lines, "\"phase\":\"final\"")).await.expect("it came");
+    for words in
+        ["event: tool_call", "\"tool_name\":\"ollama-api\"", "\"mcp_server\":\"ollama-proxy\"", "\"action\":\"POST\""]
+    {
+        assert!(shown.contains(words), "{words}");
     }
 }
 

@@ -66,3 +66,35 @@ def test_a_real_prometheus_scrapes_it(proxy, metrics, tmp_path):
         assert any(name.startswith("behavry_ollama_") for name in names)
     finally:
         prometheus.stop()
+
+
+def test_the_readmes_scrape_configuration_works_with_a_credential(tmp_path, backend):
+    stack.needs("prometheus", "prometheus")
+    readme = (stack.ROOT / "README.md").read_text()
+    [scrape] = re.findall(r"^<!-- test: scrape -->\n```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    token = tmp_path / "operator.token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    (tmp_path / "proxy.toml").write_text(f'[operator]\ncredential_file = "{token}"\n')
+    guarded = stack.Proxy(tmp_path / "p", backend, BEHAVRY_CONFIG=tmp_path / "proxy.toml")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    printed = "/etc/prometheus/operator.token"
+    assert printed in scrape and "gateway.internal:5173" in scrape
+    scrape = scrape.replace(printed, str(token)).replace("gateway.internal:5173", guarded.operator.removeprefix("http://"))
+    (tmp_path / "prometheus.yml").write_text("global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n" + scrape)
+    prometheus = stack.Running(["prometheus", f"--config.file={tmp_path}/prometheus.yml",
+                                f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address=127.0.0.1:{port}"])
+    try:
+        assert stack.call(guarded.operator + "/metrics").status == 401
+        prometheus.wait_for("Server is ready to receive web requests")
+        deadline = time.monotonic() + 30
+        while True:
+            found = stack.call(f"http://127.0.0.1:{port}/api/v1/query?query=up").json["data"]["result"]
+            if found and found[0]["value"][1] == "1":
+                break
+            assert time.monotonic() < deadline, json.dumps(found)
+    finally:
+        prometheus.stop()
+        guarded.stop()
