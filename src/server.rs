@@ -105,7 +105,9 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let reloader = Arc::new(Reloader::new(Arc::clone(&site), config.clone(), files_seen));
     let commands = Arc::new(Commands::new(Arc::clone(&site), Arc::clone(&reloader), &config, stop.clone()));
     let control = control::open(&config.state_dir);
-    let commanded = tokio::spawn(commands::answer_commands(control, config.clone(), commands));
+    let (close_control, control_closing) = watch::channel(false);
+    let commanded =
+        tokio::spawn(commands::answer_commands(control, config.state_dir.clone(), commands, control_closing));
     let asked_to_stop = lifecycle::asked_to_stop(stopping)?;
     let address = public.local_addr().map_err(|e| ServerError::Runtime(e.to_string()))?;
     ready(Started {
@@ -138,8 +140,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     asked_to_stop.await;
     lifecycle::drain(&site, config.shutdown.drain, close_public).await;
     let _ = close_operator.send(true);
-    commanded.abort();
-    let _ = commanded.await; // now its socket is gone from the folder
+    let _ = close_control.send(true);
+    let _ = commanded.await; // its socket is gone from the folder, and `drain` has its answer
     Ok(())
 }
 

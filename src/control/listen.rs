@@ -16,9 +16,11 @@ use super::{Fault, LOCK, MAX_REQUEST_BYTES, Reply, Request, is_too_long, may_com
 use crate::identity::private_file::{self, FileError};
 
 /// Commands at once. People and scripts; the others wait in the listener's queue.
-const CONNECTIONS: usize = 8;
+const CONNECTIONS: u32 = 8;
 /// For a request's line to come and a reply's to be taken. Both fit into the kernel's buffers; who is slower is no command of ours.
 const LINE_PATIENCE: Duration = Duration::from_secs(5);
+/// At the end: for answers that are on their way, such as that to `drain` itself.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// After a failed accept (no descriptors left): the next one may do.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -109,17 +111,27 @@ pub fn open(state_dir: &Path) -> Result<Control, OpenError> {
 }
 
 impl Control {
-    /// Answers commands until the future is dropped.
-    pub async fn serve<F, Answered>(self, answer: F)
+    /// Answers commands until it is asked to close. When it returns the socket is gone, and what was being answered has its answer.
+    pub async fn serve<F, Answered>(self, answer: F, closing: impl Future<Output = ()>)
     where
         F: Fn(Request) -> Answered + Clone + Send + 'static,
         Answered: Future<Output = Reply> + Send,
     {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return; // the semaphore is never closed
-            };
+        let places = Arc::new(Semaphore::new(CONNECTIONS as usize));
+        tokio::select! {
+            () = closing => {}
+            () = self.accept(&places, answer) => {}
+        }
+        drop(self);
+        let _ = timeout(LAST_ANSWERS, places.acquire_many(CONNECTIONS)).await; // whoever says nothing holds nobody up
+    }
+
+    async fn accept<F, Answered>(&self, places: &Arc<Semaphore>, answer: F)
+    where
+        F: Fn(Request) -> Answered + Clone + Send + 'static,
+        Answered: Future<Output = Reply> + Send,
+    {
+        while let Ok(place) = Arc::clone(places).acquire_owned().await {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let answer = answer.clone();

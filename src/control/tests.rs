@@ -22,7 +22,7 @@ fn served(state_dir: &Path) -> tokio::runtime::Runtime {
         let _inside = runtime.enter();
         open(state_dir).unwrap()
     };
-    runtime.spawn(control.serve(echo));
+    runtime.spawn(control.serve(echo, std::future::pending()));
     runtime
 }
 
@@ -49,6 +49,30 @@ fn a_command_is_answered_over_a_socket_that_only_its_owner_may_open() {
     let change = Request::AgentChange(Change::Remove { id: "a".to_owned() });
     let Err(AskError::Refused(fault)) = ask(&state, &change) else { panic!("it was not refused") };
     assert_eq!(fault, Fault::configuration("the file is broken"));
+}
+
+#[test]
+fn a_command_whose_answer_ends_the_proxy_has_its_answer() {
+    let root = tempfile::tempdir().unwrap();
+    let state = root.path().to_owned();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (close, mut closing) = tokio::sync::watch::channel(false);
+    let ended = runtime.block_on(async {
+        let control = open(root.path()).unwrap();
+        let answer = move |_| {
+            let close = close.clone();
+            async move {
+                close.send_replace(true);
+                tokio::task::yield_now().await; // the end is on its way before the answer is
+                Reply::Done(json!("ended"))
+            }
+        };
+        let asked = tokio::task::spawn_blocking(move || ask(&state, &Request::Drain));
+        control.serve(answer, async move { _ = closing.wait_for(|closed| *closed).await }).await;
+        assert!(!socket_path(root.path()).exists());
+        asked
+    });
+    assert_eq!(runtime.block_on(ended).unwrap().unwrap(), json!("ended"));
 }
 
 #[test]

@@ -55,8 +55,13 @@ impl Commands {
     }
 
     async fn reload(&self) -> Result<Value, Fault> {
+        let mut broken = Vec::new();
         for what in Reloaded::ALL {
-            self.reloader.now(what).await.map_err(Fault::configuration)?;
+            // One that is broken keeps no other from being loaded.
+            broken.extend(self.reloader.now(what).await.err());
+        }
+        if !broken.is_empty() {
+            return Err(Fault::configuration(broken.join("\n")));
         }
         let snapshot = self.site.snapshot.load();
         Ok(json!({ "policy_revision": snapshot.policy.revision(), "agents": snapshot.agents.len() }))
@@ -94,10 +99,15 @@ pub fn edit_fault(error: EditError) -> Fault {
     }
 }
 
-/// Answers commands until it is aborted. Without a socket the proxy serves all the same: it watches the files that commands then edit.
+/// Answers commands until it is asked to close. Without a socket the proxy serves all the same: it watches the files that commands then edit.
 ///
 /// `first` is the socket as it was tried for at the start, before anybody was told that the proxy listens.
-pub async fn answer_commands(first: Result<control::Control, OpenError>, config: Config, commands: Arc<Commands>) {
+pub async fn answer_commands(
+    first: Result<control::Control, OpenError>,
+    state_dir: PathBuf,
+    commands: Arc<Commands>,
+    mut closing: watch::Receiver<bool>,
+) {
     let mut opened = first;
     let mut told = false;
     loop {
@@ -107,7 +117,10 @@ pub async fn answer_commands(first: Result<control::Control, OpenError>, config:
                     let commands = Arc::clone(&commands);
                     async move { Reply::from(commands.answer(request).await) }
                 };
-                return control.serve(answer).await;
+                let closed = async move {
+                    let _ = closing.wait_for(|closed| *closed).await; // who could ask is gone: the same
+                };
+                return control.serve(answer, closed).await;
             }
             Err(OpenError::Taken { .. }) if told => {}
             Err(why) => {
@@ -118,7 +131,9 @@ pub async fn answer_commands(first: Result<control::Control, OpenError>, config:
                 told = true;
             }
         }
-        tokio::time::sleep(TAKE_OVER).await;
-        opened = control::open(&config.state_dir);
+        if tokio::time::timeout(TAKE_OVER, closing.wait_for(|closed| *closed)).await.is_ok() {
+            return;
+        }
+        opened = control::open(&state_dir);
     }
 }
