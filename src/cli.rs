@@ -6,7 +6,7 @@
 //! - [`first_start`]: an agent for a newcomer, and where its secret goes.
 //! - [`log_lines`]: which lines reach standard error.
 //! - [`policies`]: `policy test`, `policy explain`.
-//! - [`tokens`]: `token mint`, `token inspect`.
+//! - [`tokens`]: `token mint`, `token inspect`, `token revoke`, `token keys`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -79,14 +79,14 @@ enum Command {
     Check,
     /// Let the running proxy end as SIGTERM does: what runs may finish, nothing new begins
     Drain,
-    /// Let the running proxy read policy and agents again, now
+    /// Let the running proxy read policy, agents, revocations and its own keys again, now
     Reload,
     /// A stand-in Ollama that can be told to misbehave
     Simulate(SimulateArgs),
     /// Test and explain policies
     #[command(subcommand)]
     Policy(policies::PolicyCommand),
-    /// Make and read tokens
+    /// Make, read and revoke tokens, and rotate the keys that sign them
     #[command(subcommand)]
     Token(tokens::TokenCommand),
     /// Say who may fetch a token

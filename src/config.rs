@@ -228,6 +228,9 @@ impl Config {
         if self.identity.agents_file.as_os_str().is_empty() {
             self.identity.agents_file = self.state_dir.join("agents.toml");
         }
+        if self.identity.revocations_file.as_os_str().is_empty() {
+            self.identity.revocations_file = self.state_dir.join("revoked.toml");
+        }
         if self.policy.dir.as_os_str().is_empty() {
             let policies = config_dir.map(|dir| dir.join("policies")).filter(|dir| dir.is_dir());
             self.policy.dir = policies.unwrap_or_default();

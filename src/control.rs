@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::identity::agents::edit::Change;
+use crate::identity::own_keys::rotate::Plan;
+use crate::identity::revocations::edit::Revocation;
 
 mod ask;
 mod listen;
@@ -47,12 +49,16 @@ const MAX_REPLY_BYTES: u64 = 16 * 1024 * 1024;
 pub enum Request {
     /// End as after SIGTERM.
     Drain,
-    /// Read agents and policy anew, now, whether they look changed or not.
+    /// Read agents, policy, revocations and own keys anew, now, whether they look changed or not.
     Reload,
     /// The agents in force.
     AgentList,
     /// Edit the agents file; in force when it is answered.
     AgentChange(Change),
+    /// End tokens before they expire; what runs with them is cut when it is answered.
+    Revoke(Revocation),
+    /// Sign with another key; in force when it is answered.
+    RotateKeys(Plan),
 }
 
 /// What the proxy answers.

@@ -10,8 +10,9 @@
 //! - [`token`]: the strict look at a token and at its claims; `jsonwebtoken` does less than it seems.
 //! - [`cause`]: the closed set of words that say why a token does not hold.
 //! - [`keys`], [`jwks`], [`pem`]: what tokens are verified with; the key fixes the algorithm.
-//! - [`signing`], [`issuer`]: the proxy's own key, and the tokens it signs.
+//! - [`signing`], [`own_keys`], [`issuer`]: the proxy's own keys, their rotation, and the tokens they sign.
 //! - [`agents`], [`secret`]: who may have a token, their keys and hashed secrets.
+//! - [`revocations`]: whose tokens end before they expire.
 //! - [`token_endpoint`]: the words of `POST /api/v1/auth/token`, without its socket.
 //! - [`guesses`], [`places`]: how fast secrets may be guessed there, and how many may ask at once.
 //! - [`private_file`], [`strict_json`]: files that only we may read, JSON that has one meaning.
@@ -29,9 +30,11 @@ pub mod issuer;
 pub mod jwks;
 pub mod keyring;
 pub mod keys;
+pub mod own_keys;
 pub mod pem;
 pub mod places;
 pub mod private_file;
+pub mod revocations;
 pub mod secret;
 pub mod signing;
 pub mod strict_json;
@@ -62,6 +65,8 @@ pub struct Caller {
     pub risk_tier: Option<String>,
     /// `exp`, seconds since 1970. A key has none, and the last second there is.
     pub expires_at: i64,
+    /// `iat`, seconds since 1970, a fraction cut off; `None` where the token does not say. Asked for by revocations of an agent.
+    pub issued_at: Option<i64>,
 }
 
 /// Why a request has no caller. The client sees one wording for all but the first; the audit sees the cause.
@@ -102,6 +107,7 @@ mod tests {
             permissions: permissions.iter().map(|p| p.to_string()).collect(),
             risk_tier: None,
             expires_at: 0,
+            issued_at: None,
         }
     }
 

@@ -87,9 +87,11 @@ pub fn runtime(config: &Config) -> Result<tokio::runtime::Runtime, ServerError> 
 /// Serves until SIGTERM, SIGINT or `Started::stop`. `ready` is called once both listeners are open.
 pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), ServerError> {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), CAUSES));
+    assemble::make_own_key(&config).map_err(ServerError::Configuration)?;
     let files_seen = Seen::now(&config);
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
     let gate = assemble::operator_gate(&config).map_err(ServerError::Configuration)?;
+    assemble::note_ttl(&config, &snapshot).map_err(ServerError::Configuration)?;
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
     let site = Arc::new(site(&config, snapshot, ledger).map_err(ServerError::Configuration)?);
@@ -135,6 +137,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     if !config.policy.reload.is_zero() {
         tokio::spawn(Arc::clone(&reloader).watch(Reloaded::Policy, config.policy.reload));
     }
+    tokio::spawn(Arc::clone(&reloader).watch(Reloaded::Revocations, reload::REVOCATIONS_LOOK));
+    tokio::spawn(Arc::clone(&reloader).watch(Reloaded::Keys, reload::KEYS_LOOK));
     tokio::spawn(reloader.watch(Reloaded::Agents, reload::AGENTS_LOOK));
 
     asked_to_stop.await;

@@ -12,7 +12,7 @@ use crate::identity::guesses::Guesses;
 use crate::identity::places::Places;
 use crate::intake::Intake;
 use crate::ledger::Ledger;
-use crate::live::Live;
+use crate::live::{Cut, Live};
 use crate::remote_keys::RemoteKeys;
 use crate::route::RouteSettings;
 use crate::snapshot::Snapshot;
@@ -59,6 +59,17 @@ pub struct Site {
 }
 
 impl Site {
+    /// Puts a change of the snapshot in force, and ends what runs for those whom it turns away. The order is half of an argument:
+    /// `proxy::admit` has the other half.
+    pub fn renew(&self, change: impl Fn(&Snapshot) -> Snapshot) {
+        self.snapshot.rcu(|now| change(now));
+        let snapshot = self.snapshot.load_full();
+        let cut = self.live.cut_those(Cut::Revoked, |caller| snapshot.turns_away(caller));
+        if cut > 0 {
+            log::info!("{cut} running requests of revoked sessions and agents are cut");
+        }
+    }
+
     /// From now on connections are closed after their reply, and `/readyz` says no.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

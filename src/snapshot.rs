@@ -6,9 +6,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::identity::agents::Agents;
-use crate::identity::{Issuer, Verifier};
+use crate::identity::revocations::Revocations;
+use crate::identity::{Caller, Issuer, Verifier};
 use crate::policy::Policy;
 
 #[derive(Clone)]
@@ -17,8 +19,11 @@ pub struct Snapshot {
     /// The built-in issuer. `None` where tokens come from elsewhere and no key to sign with is configured.
     pub issuer: Option<Arc<Issuer>>,
     pub agents: Arc<Agents>,
+    pub revocations: Arc<Revocations>,
     /// `/.well-known/jwks.json`, ready to send: the public keys that tokens are verified with (docs/adr/0026-keys-by-url.md).
     pub jwks: Bytes,
+    /// When the next old key of our own ends, and the keys must be read again.
+    pub next_key_end: Option<Timestamp>,
     pub policy: Arc<Policy>,
 }
 
@@ -26,5 +31,11 @@ impl Snapshot {
     /// With other keys; what the old verifier had cached is forgotten with it.
     pub fn with_verifier(&self, verifier: Arc<Verifier>) -> Snapshot {
         Snapshot { jwks: Bytes::from(verifier.published()), verifier, ..self.clone() }
+    }
+
+    /// Whether a caller whose token holds is turned away all the same: its session or agent was revoked, or its agent is suspended.
+    /// Two lookups by hash.
+    pub fn turns_away(&self, caller: &Caller) -> bool {
+        self.revocations.name(caller) || self.agents.is_suspended(&caller.agent_id)
     }
 }

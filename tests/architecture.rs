@@ -23,7 +23,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("policy", &["identity", "wire"]),
     ("route", &["refusal", "wire"]),
     ("intake", &["refusal"]),
-    ("live", &["ledger", "refusal"]),
+    ("live", &["identity", "ledger", "refusal"]),
     ("snapshot", &["identity", "policy"]),
     ("remote_keys", &["config", "identity", "ledger", "outbound", "snapshot"]),
     ("upstream", &["config", "ledger", "policy", "wire"]),

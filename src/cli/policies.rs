@@ -111,6 +111,7 @@ fn explain(request: Explain, config: &Config) -> Result<(), Failure> {
         permissions,
         risk_tier: request.risk_tier,
         expires_at: i64::MAX,
+        issued_at: None,
     };
     let facts = Facts {
         caller: &caller,

@@ -279,6 +279,8 @@ pub struct Identity {
     /// Take the static API keys of the agents file beside tokens. Default false: a key is good until somebody takes it away, a
     /// token for an hour.
     pub api_keys: bool,
+    /// Sessions and agents whose tokens end before they expire. Empty: `revoked.toml` in the state folder.
+    pub revocations_file: PathBuf,
     /// How far two clocks may differ. Default 30 s: agents run on laptops and in containers whose clocks nobody watches.
     #[serde(
         rename = "leeway_s",
@@ -320,6 +322,7 @@ impl Default for Identity {
             token_url: None,
             agents_file: PathBuf::new(),
             api_keys: false,
+            revocations_file: PathBuf::new(),
             leeway: Duration::from_secs(30),
             token_ttl: Duration::from_secs(3600),
             token_requests_per_minute: 300,

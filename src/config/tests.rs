@@ -110,6 +110,7 @@ fn the_names_of_the_contract_are_the_defaults() {
     assert_eq!(config.state_dir, Path::new("/home/u/.local/state/behavry-ollama-proxy"));
     assert_eq!(config.audit.dir, config.state_dir.join("audit"));
     assert_eq!(config.identity.agents_file, config.state_dir.join("agents.toml"));
+    assert_eq!(config.identity.revocations_file, config.state_dir.join("revoked.toml"));
     assert_eq!(config.policy.dir, Path::new(""), "the policy built in");
     assert!(
         config.routes.drop_in && config.audit.stdout && config.streaming.include_usage && !config.egress.cloud_models
@@ -526,6 +527,7 @@ ca_file = ""
 token_url = ""
 agents_file = "/var/lib/behavry/agents.toml"
 api_keys = false
+revocations_file = "/var/lib/behavry/revoked.toml"
 leeway_s = 30
 token_ttl_s = 3600
 token_requests_per_minute = 300

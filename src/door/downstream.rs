@@ -88,6 +88,7 @@ impl Downstream {
             return;
         }
         self.responded = true;
+        self.link.note_answered();
         // No retry is possible any more. After 4xx and 5xx the rest of the body is of no use to the backend.
         if self.body.as_ref().is_some_and(|body| self.position >= body.len()) || head.status.as_u16() >= 400 {
             self.release();

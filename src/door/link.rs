@@ -24,6 +24,8 @@ pub struct Link {
     body: Mutex<Option<Bytes>>,
     /// A cut from outside; its waker is that of the proxy's task, waiting in `read_body_or_idle` or behind a full buffer.
     pub signal: Arc<Signal>,
+    /// The head of a reply is on its way to the client, also if none of its bytes has left yet.
+    answered: AtomicBool,
     /// Answer with `Connection: close`.
     close: AtomicBool,
     /// Attempt << 8 | pieces of the request body handed out and not yet written to the backend.
@@ -45,6 +47,7 @@ impl Link {
             exchange: Mutex::new(Some(exchange)),
             body: Mutex::default(),
             signal: Arc::default(),
+            answered: AtomicBool::new(false),
             close: AtomicBool::new(false),
             flying: AtomicUsize::new(0),
             sent_ms: AtomicU64::new(0),
@@ -69,6 +72,16 @@ impl Link {
 
     pub(super) fn closes_connection(&self) -> bool {
         self.close.load(SeqCst)
+    }
+
+    pub(super) fn note_answered(&self) {
+        self.answered.store(true, SeqCst);
+    }
+
+    /// Whether it is too late for another answer. `Session::response_written` says so only once the head's bytes have left: a cut in
+    /// between would send a refusal's body behind the backend's 200.
+    pub fn is_answered(&self) -> bool {
+        self.answered.load(SeqCst)
     }
 
     /// A request head is about to be written to a backend.

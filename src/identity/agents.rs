@@ -240,6 +240,12 @@ impl Agents {
         self.by_id.get(id).map(|(agent, _)| agent)
     }
 
+    /// Whether the file says that the agent may do nothing for now. An id that is in no file is not suspended: `token mint` makes tokens
+    /// for any.
+    pub fn is_suspended(&self, id: &str) -> bool {
+        self.find(id).is_some_and(|agent| agent.state == State::Suspended)
+    }
+
     /// In the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Agent> {
         self.order.iter().filter_map(|id| self.find(id))

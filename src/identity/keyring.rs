@@ -85,6 +85,7 @@ fn owner(agent: &Agent, session_id: String) -> Owner {
         permissions: agent.permissions.clone(),
         risk_tier: agent.risk_tier.clone(),
         expires_at: i64::MAX, // until it is taken from the file
+        issued_at: None,      // so that revoking the agent ends it too
     };
     Owner { caller: Arc::new(caller), state: agent.state }
 }

@@ -21,7 +21,7 @@ pub const MAX_RSA_BITS: usize = 4096;
 pub const MAX_KEYS: usize = 16;
 
 /// How tokens are signed. `Rs256` is the default because it is Behavry's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Algorithm {
     #[default]
     Rs256,

@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -111,7 +111,8 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     let folder = folder_of(path);
     make_folder(folder)?;
     let draft = draft_in(folder);
-    let outcome = write_draft(&draft, bytes).and_then(|()| match std::fs::hard_link(&draft, path) {
+    let written = write_draft(&draft, bytes).map(|()| give_to_owner_of(folder, &draft));
+    let outcome = written.and_then(|()| match std::fs::hard_link(&draft, path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(io_error(path, "create it")(error)),
@@ -188,7 +189,19 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
 
 /// Makes a folder (0700), and those above it, where there is none.
 pub fn make_folder(folder: &Path) -> Result<(), FileError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_error(folder, "make the folder"))
+    if folder.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_error(folder, "make the folder"))?;
+    give_to_owner_of(folder_of(folder), folder);
+    Ok(())
+}
+
+/// What root makes in a service's folder is the service's to read. Best effort: nobody but root can, and nobody else has to.
+fn give_to_owner_of(folder: &Path, made: &Path) {
+    if let Ok(owner) = std::fs::metadata(folder) {
+        let _ = chown(made, Some(owner.uid()), Some(owner.gid()));
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {

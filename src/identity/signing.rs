@@ -46,10 +46,11 @@ impl std::fmt::Display for SigningKeyError {
             SigningKeyError::Key { path, source } => write!(f, "{}: {source}", path.display()),
             SigningKeyError::OtherAlgorithm { path, found, wanted } => write!(
                 f,
-                "{}: the key there signs {}, the configuration asks for {}: set the algorithm to {}, or move the file away \
-                 so that a new key is made (tokens of the old one end)",
+                "{}: the key there signs {}, the configuration asks for {}: run `token keys rotate --algorithm {}` (tokens of \
+                 the old key hold until they end), or set the algorithm to {}",
                 path.display(),
                 found.as_str(),
+                wanted.as_str(),
                 wanted.as_str(),
                 found.as_str()
             ),
@@ -96,6 +97,13 @@ impl SigningKey {
             });
         }
         Ok(key)
+    }
+
+    /// The key in a file, of whatever algorithm; `None` where there is no file.
+    pub fn load(path: &Path) -> Result<Option<SigningKey>, SigningKeyError> {
+        let key_error = |source| SigningKeyError::Key { path: path.to_owned(), source };
+        let text = private_file::read(path, private_file::OTHERS_CAN_READ)?;
+        text.map(|text| Self::from_pem(&text).map_err(key_error)).transpose()
     }
 
     /// A private key in PEM form: PKCS#8 (`PRIVATE KEY`), PKCS#1 (`RSA PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`),
@@ -218,7 +226,7 @@ impl SigningKey {
 }
 
 /// A new private key as PKCS#8 PEM.
-fn generate_pem(algorithm: Algorithm) -> Result<String, KeyError> {
+pub(super) fn generate_pem(algorithm: Algorithm) -> Result<String, KeyError> {
     let text = match algorithm {
         Algorithm::Rs256 => rsa::RsaPrivateKey::new(&mut OsRng, NEW_RSA_BITS)
             .map_err(|_| KeyError::SelfCheck)?

@@ -96,10 +96,7 @@ impl<'a> Unverified<'a> {
 pub fn caller(mut claims: Map<String, Value>, expected: &Expected) -> Result<Claimed, &'static str> {
     let expires_at = seconds(claims.get("exp").ok_or(cause::MISSING_CLAIM)?)?;
     let not_before = claims.get("nbf").map(seconds).transpose()?;
-    // RFC 7519 allows a fraction; nothing is decided by it.
-    if claims.get("iat").is_some_and(|issued| !issued.is_number()) {
-        return Err(cause::BAD_CLAIM);
-    }
+    let issued_at = claims.get("iat").map(whole_seconds).transpose()?;
     match claims.get("iss") {
         None => return Err(cause::MISSING_CLAIM),
         Some(Value::String(issuer)) if *issuer == expected.issuer => {}
@@ -126,7 +123,7 @@ pub fn caller(mut claims: Map<String, Value>, expected: &Expected) -> Result<Cla
     }
     let agent_name = text(optional(claims.remove("name")), MAX_WORD_CHARS)?;
     let risk_tier = text(optional(claims.remove("risk_tier")), MAX_WORD_CHARS)?;
-    let caller = Caller { agent_id, agent_name, session_id, roles, permissions, risk_tier, expires_at };
+    let caller = Caller { agent_id, agent_name, session_id, roles, permissions, risk_tier, expires_at, issued_at };
     Ok(Claimed { caller, not_before })
 }
 
@@ -158,6 +155,12 @@ fn object(segment: &str) -> Result<Map<String, Value>, &'static str> {
 /// A time: a whole number. A fraction or a string is refused, since others may round or read it differently.
 fn seconds(claim: &Value) -> Result<i64, &'static str> {
     claim.as_i64().ok_or(cause::BAD_CLAIM)
+}
+
+/// A time that may have a fraction (RFC 7519, section 2): `iat`. The fraction is cut off, so a token looks older and never younger.
+fn whole_seconds(claim: &Value) -> Result<i64, &'static str> {
+    // From a float to an integer Rust saturates: no value is out of range.
+    claim.as_i64().or_else(|| claim.as_f64().map(|seconds| seconds.floor() as i64)).ok_or(cause::BAD_CLAIM)
 }
 
 /// RFC 7519 section 4.1.3: a token made for somebody else is refused, also by a proxy that has no audience of its own.

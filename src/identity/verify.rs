@@ -209,6 +209,30 @@ mod tests {
     }
 
     #[test]
+    fn a_cached_token_with_another_signature_is_another_token() {
+        let (issuer, verifier) = pair();
+        let (token, _) = issuer.mint(&claims("a", 60), 1000).unwrap();
+        assert!(verifier.verify_token(&token, 1000).is_ok());
+        let signature = token.rfind('.').unwrap() + 1;
+        for place in [signature, signature + 40, token.len() - 2] {
+            let mut forged = token.clone();
+            let other = if &token[place..=place] == "A" { "B" } else { "A" };
+            forged.replace_range(place..=place, other);
+            assert_eq!(verifier.verify_token(&forged, 1000), Err(cause::BAD_SIGNATURE));
+        }
+        assert_eq!(verifier.cache.len(), 1);
+    }
+
+    #[test]
+    fn another_set_of_keys_knows_nothing_of_what_was_verified_before() {
+        let (issuer, verifier) = pair();
+        let (token, _) = issuer.mint(&claims("a", 60), 1000).unwrap();
+        assert!(verifier.verify_token(&token, 1000).is_ok());
+        let (_, renewed) = pair();
+        assert_eq!(renewed.verify_token(&token, 1000), Err(cause::UNKNOWN_KEY));
+    }
+
+    #[test]
     fn the_cache_is_bounded_and_drops_what_expires_first() {
         let cache = Cache::default();
         for number in 0_u32..20_000 {
@@ -220,6 +244,7 @@ mod tests {
                 permissions: vec![],
                 risk_tier: None,
                 expires_at: i64::from(number) + 1,
+                issued_at: None,
             };
             let verdict = Verdict { caller: Arc::new(caller), not_before: None };
             cache.keep(Sha256::digest(number.to_be_bytes()).into(), verdict, 0);

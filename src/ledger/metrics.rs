@@ -78,15 +78,20 @@ const WAYS: usize = 2 + Endpoint::Blob as usize + 1;
 pub enum Reloaded {
     Policy,
     Agents,
+    Revocations,
+    /// Our own, of the state folder.
+    Keys,
 }
 
 impl Reloaded {
-    pub const ALL: [Reloaded; 2] = [Reloaded::Policy, Reloaded::Agents];
+    pub const ALL: [Reloaded; 4] = [Reloaded::Policy, Reloaded::Agents, Reloaded::Revocations, Reloaded::Keys];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Reloaded::Policy => "policy",
             Reloaded::Agents => "agents",
+            Reloaded::Revocations => "revocations",
+            Reloaded::Keys => "keys",
         }
     }
 }

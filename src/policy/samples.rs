@@ -26,6 +26,7 @@ pub(super) fn samples() -> Vec<Value> {
         permissions: Vec::new(),
         risk_tier: None,
         expires_at: 0,
+        issued_at: None,
     };
     let full = Caller {
         agent_name: Some("Agent".to_owned()),

@@ -17,6 +17,7 @@ fn caller(roles: &[&str]) -> Caller {
         permissions: vec!["web:read".to_owned(), "web:write".to_owned()],
         risk_tier: Some("medium".to_owned()),
         expires_at: 0,
+        issued_at: None,
     }
 }
 

@@ -121,7 +121,22 @@ impl Gateway {
             exchange.query = exchange.query.as_deref().and_then(device::without_time);
         }
         exchange.requester = Requester::read(&session.req_header().headers)?;
+        self.refuse_revoked(&caller, exchange)?;
         Ok(caller)
+    }
+
+    /// Whether they still may come at all; asked for every request, behind the cache of verified tokens.
+    ///
+    /// The order matters. A reload stores the new snapshot first, and then cuts what runs; here the caller is made known to `live` first,
+    /// and then looked up in the snapshot of this moment (not the exchange's, which may be older). Both go through the signal's lock, so
+    /// either the cut finds this caller, or this lookup finds the new snapshot: no exchange slips through between them.
+    fn refuse_revoked(&self, caller: &Arc<Caller>, exchange: &Ticket) -> std::result::Result<(), Refusal> {
+        exchange.link.signal.belongs_to(caller);
+        if self.site.snapshot.load().turns_away(caller) {
+            exchange.link.signal.is_refused();
+            return Err(Refusal::revoked());
+        }
+        Ok(())
     }
 
     /// A key that is not known may be new: the key set's URL is asked, and then all that is in force by now is taken, whole.
@@ -275,7 +290,12 @@ impl Gateway {
     }
 
     /// Where to: only with the permit and the receipt, which the steps before have left.
-    pub(super) fn lease(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
+    pub(super) fn lease(&self, exchange: &mut Ticket) -> std::result::Result<(), Refusal> {
+        // Cut while it was decided and written down: then no backend need hear of it.
+        if let Some(cut) = exchange.link.signal.reason() {
+            exchange.link.signal.is_refused();
+            return Err(cut.refusal());
+        }
         let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
             return Err(Refusal::internal_error()); // the order of the steps has been broken
         };

@@ -14,7 +14,7 @@ impl Gateway {
     pub(super) async fn explain_failure(&self, session: &mut Session, exchange: &mut Ticket, e: &Error) -> FailToProxy {
         note(exchange, Some(e));
         let status = match self.refusal_for(exchange, e) {
-            Some(refusal) if session.response_written().is_none() => {
+            Some(refusal) if session.response_written().is_none() && !exchange.link.is_answered() => {
                 let status = refusal.status();
                 // The client may be gone; then nobody reads this.
                 let _ = self.refuse(session, exchange, refusal).await;

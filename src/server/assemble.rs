@@ -7,11 +7,15 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::config::{self, Config, Pem, ServiceUrl};
 use crate::control_plane::ControlPlane;
 use crate::identity::agents::Agents;
+use crate::identity::issuer::DEFAULT_TTL_S;
 use crate::identity::keys::KeySet;
+use crate::identity::own_keys::{self, OwnKeys};
+use crate::identity::revocations::Revocations;
 use crate::identity::{Algorithm, Issuer, SigningKey, Verifier, VerifierSettings};
 use crate::ledger::Metrics;
 use crate::operator::gate::Gate;
@@ -20,19 +24,19 @@ use crate::policy::{self, Policy};
 use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
 use crate::snapshot::Snapshot;
 
-/// The proxy's own signing key, in its state folder.
-pub const SIGNING_KEY: &str = "signing-key.pem";
-
 /// Everything from scratch: at the start.
 pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
     let policy = load_policy(config)?;
-    let (verifier, issuer) = keys(config)?;
+    let keys = keys(config)?;
     let agents = load_agents(config)?;
+    let revocations = load_revocations(config)?.unwrap_or_default();
     Ok(Snapshot {
-        jwks: Bytes::from(verifier.published()),
-        verifier: Arc::new(verifier),
-        issuer: issuer.map(Arc::new),
+        jwks: Bytes::from(keys.verifier.published()),
+        verifier: Arc::new(keys.verifier),
+        issuer: keys.issuer.map(Arc::new),
         agents: Arc::new(agents),
+        revocations: Arc::new(revocations),
+        next_key_end: keys.next_end,
         policy: Arc::new(policy),
     })
 }
@@ -51,6 +55,34 @@ pub fn with_new_agents(config: &Config, last: &Snapshot) -> Result<Snapshot, Str
         return Err(format!("{} is gone; restore it, or leave it empty if nobody may have a token", path.display()));
     }
     Ok(Snapshot { agents: Arc::new(load_agents(config)?), ..last.clone() })
+}
+
+/// The revocations, read anew; the rest stays.
+///
+/// A file that has gone is a broken change, not an empty list: deleting it would let every revoked token pass.
+pub fn with_new_revocations(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
+    let loaded = load_revocations(config)?;
+    if loaded.is_none() && !last.revocations.is_empty() {
+        let path = config.identity.revocations_file.display();
+        return Err(format!("{path} is gone; put it back, or leave it empty if nothing is revoked"));
+    }
+    Ok(Snapshot { revocations: Arc::new(loaded.unwrap_or_default()), ..last.clone() })
+}
+
+/// The proxy's own keys, read anew; the rest stays. Keys that are configured are read at the start only.
+pub fn with_new_keys(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
+    if !signs_with_own_keys(config) {
+        return Ok(last.clone());
+    }
+    let own = OwnKeys::reload(&config.state_dir).map_err(|e| e.to_string())?;
+    let keys = from_own(config, own)?;
+    Ok(Snapshot {
+        jwks: Bytes::from(keys.verifier.published()),
+        verifier: Arc::new(keys.verifier),
+        issuer: keys.issuer.map(Arc::new),
+        next_key_end: keys.next_end,
+        ..last.clone()
+    })
 }
 
 /// Changes when a file of the policy does. `None`: the policy built into the program, or a folder that cannot be read.
@@ -88,6 +120,20 @@ pub fn agents_fingerprint(config: &Config) -> Option<FileFingerprint> {
     FileFingerprint::of(&config.identity.agents_file)
 }
 
+/// Changes when the list of revocations does.
+pub fn revocations_fingerprint(config: &Config) -> Option<FileFingerprint> {
+    FileFingerprint::of(&config.identity.revocations_file)
+}
+
+/// Changes when the proxy's own keys do: what they are replaced by is renamed into their folders.
+pub fn keys_fingerprint(config: &Config) -> [Option<FileFingerprint>; 2] {
+    if !signs_with_own_keys(config) {
+        return [None; 2];
+    }
+    let state_dir = &config.state_dir;
+    [own_keys::signing_key_path(state_dir), own_keys::folder_path(state_dir)].map(|path| FileFingerprint::of(&path))
+}
+
 pub fn policy_settings(config: &Config) -> policy::Settings {
     policy::Settings {
         builtin_errors: match config.policy.builtin_errors {
@@ -121,11 +167,35 @@ fn load_agents(config: &Config) -> Result<Agents, String> {
     Ok(agents.accepting_api_keys(config.identity.api_keys))
 }
 
-/// What verifies tokens, and what signs them. Keys of a URL are those that were saved, if they are not too old: [`remote_keys`]
-/// fetches them.
-pub fn keys(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
+fn load_revocations(config: &Config) -> Result<Option<Revocations>, String> {
+    Revocations::load(&config.identity.revocations_file).map_err(|e| e.to_string())
+}
+
+/// What verifies tokens, and what signs them.
+pub struct Keys {
+    pub verifier: Verifier,
+    /// `None`: tokens come from elsewhere.
+    pub issuer: Option<Issuer>,
+    /// When the next of our own old keys ends.
+    pub next_end: Option<Timestamp>,
+}
+
+impl Keys {
+    fn configured(config: &Config, verifier: Verifier, signing: Option<SigningKey>) -> Keys {
+        Keys { verifier, issuer: signing.map(|key| issuer(config, key)), next_end: None }
+    }
+}
+
+/// The keys of the configuration, or, where none is configured, our own of the state folder, made if there is none. Keys of a URL are
+/// those that were saved, if they are not too old: [`remote_keys`] fetches them.
+pub fn keys(config: &Config) -> Result<Keys, String> {
+    if signs_with_own_keys(config) {
+        let wanted = config.identity.algorithm.map(algorithm);
+        let own = OwnKeys::open(&config.state_dir, wanted).map_err(|e| e.to_string())?;
+        return from_own(config, own);
+    }
     let identity = &config.identity;
-    let signing = signing_key(config)?;
+    let signing = configured_signing_key(config)?;
     let set = if let Some(pem) = &identity.public_key {
         KeySet::from_pem(&read_pem(pem, "identity.public_key_file")?).map_err(in_words("identity.public_key_file"))?
     } else if is_set(&identity.secret_file) {
@@ -136,7 +206,7 @@ pub fn keys(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
             std::fs::read(&identity.jwks_file).map_err(in_words(&identity.jwks_file.display().to_string()))?;
         KeySet::from_jwks(&document).map_err(in_words("identity.jwks_file"))?
     } else if let Some(url) = &identity.jwks_url {
-        return Ok((saved_keys(config, url), issuer(config, signing)));
+        return Ok(Keys::configured(config, saved_keys(config, url), signing));
     } else {
         let own =
             signing.as_ref().ok_or("no key verifies tokens; set identity.public_key_file, secret_file or jwks_file")?;
@@ -151,18 +221,18 @@ pub fn keys(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
             ));
         }
     }
-    Ok((Verifier::new(set, verifier_settings(config)), issuer(config, signing)))
+    Ok(Keys::configured(config, Verifier::new(set, verifier_settings(config)), signing))
 }
 
 /// The same with the keys that the URL gives now, where there is one: for commands.
-pub fn keys_now(config: &Config) -> Result<(Verifier, Option<Issuer>), String> {
-    let (verifier, issuer) = keys(config)?;
-    let Some(url) = &config.identity.jwks_url else { return Ok((verifier, issuer)) };
+pub fn keys_now(config: &Config) -> Result<Keys, String> {
+    let keys = keys(config)?;
+    let Some(url) = &config.identity.jwks_url else { return Ok(keys) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(in_words("a runtime"))?;
     let wanted = config.identity.algorithm.map(algorithm);
     let fetched = runtime.block_on(remote_keys::fetch(&outbound(config)?, url, wanted));
     let (_, set) = fetched.map_err(in_words(&format!("identity.jwks_url {url}")))?;
-    Ok((Verifier::new(set, verifier_settings(config)), issuer))
+    Ok(Keys { verifier: Verifier::new(set, verifier_settings(config)), ..keys })
 }
 
 /// Keys of a URL, kept fresh from now on.
@@ -222,15 +292,48 @@ fn verifier_settings(config: &Config) -> VerifierSettings {
     }
 }
 
-fn issuer(config: &Config, signing: Option<SigningKey>) -> Option<Issuer> {
+fn issuer(config: &Config, key: SigningKey) -> Issuer {
     let identity = &config.identity;
     let ttl_s = identity.token_ttl.as_secs() as i64;
-    signing.map(|key| Issuer::new(key, identity.issuer.clone(), ttl_s).with_audience(identity.audience.clone()))
+    Issuer::new(key, identity.issuer.clone(), ttl_s).with_audience(identity.audience.clone())
 }
 
-/// The key that signs: the configured one, the shared secret, or, where nothing else is configured, our own of the state folder.
-/// Only a public key or a key set: somebody else signs.
-fn signing_key(config: &Config) -> Result<Option<SigningKey>, String> {
+/// Makes our own key where there is none: at the first start, before the files are looked at for changes.
+pub fn make_own_key(config: &Config) -> Result<(), String> {
+    if !signs_with_own_keys(config) || own_keys::signing_key_path(&config.state_dir).exists() {
+        return Ok(());
+    }
+    keys(config).map(|_| ())
+}
+
+/// Our own key gives tokens the configured life from now on: a rotation has to know, also once the configuration says another.
+pub fn note_ttl(config: &Config, snapshot: &Snapshot) -> Result<(), String> {
+    let ttl_s = config.identity.token_ttl.as_secs() as i64;
+    let Some(issuer) = snapshot.issuer.as_ref().filter(|_| signs_with_own_keys(config) && ttl_s > DEFAULT_TTL_S) else {
+        return Ok(());
+    };
+    let _alone = own_keys::lock(&config.state_dir).map_err(|e| e.to_string())?;
+    own_keys::note_ttl(&config.state_dir, &issuer.key().verification_key(), ttl_s).map_err(|e| e.to_string())
+}
+
+/// Whether the keys of the state folder sign and verify: nothing else is configured.
+pub fn signs_with_own_keys(config: &Config) -> bool {
+    let identity = &config.identity;
+    !identity.is_foreign() && identity.private_key.is_none() && !is_set(&identity.secret_file)
+}
+
+fn from_own(config: &Config, own: OwnKeys) -> Result<Keys, String> {
+    let now = Timestamp::now();
+    let set = own.key_set(now).map_err(in_words("the keys of the state folder"))?;
+    Ok(Keys {
+        next_end: own.next_end(now),
+        verifier: Verifier::new(set, verifier_settings(config)),
+        issuer: Some(issuer(config, own.signing)),
+    })
+}
+
+/// The key that the configuration names, or the shared secret. Only a public key or a key set: somebody else signs.
+fn configured_signing_key(config: &Config) -> Result<Option<SigningKey>, String> {
     let identity = &config.identity;
     if let Some(pem) = &identity.private_key {
         let pem = match pem {
@@ -243,15 +346,10 @@ fn signing_key(config: &Config) -> Result<Option<SigningKey>, String> {
         let secret = read_private(&identity.secret_file)?;
         return SigningKey::from_secret(trimmed(&secret)).map(Some).map_err(in_words("identity.secret_file"));
     }
-    if identity.is_foreign() {
-        return Ok(None);
-    }
-    let path = config.state_dir.join(SIGNING_KEY);
-    let algorithm = identity.algorithm.map_or(Algorithm::Rs256, algorithm);
-    SigningKey::load_or_create(&path, algorithm).map(Some).map_err(in_words(&path.display().to_string()))
+    Ok(None)
 }
 
-fn algorithm(configured: config::Algorithm) -> Algorithm {
+pub fn algorithm(configured: config::Algorithm) -> Algorithm {
     match configured {
         config::Algorithm::Rs256 => Algorithm::Rs256,
         config::Algorithm::Es256 => Algorithm::Es256,

@@ -4,14 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::assemble;
 use super::reload::Reloader;
 use crate::config::Config;
 use crate::control::{self, Fault, OpenError, Reply, Request};
 use crate::identity::agents::AgentsError;
 use crate::identity::agents::edit::{self, Change, EditError};
+use crate::identity::own_keys::rotate::{self, Plan, RotateError};
+use crate::identity::revocations::edit::Revocation;
+use crate::identity::revocations::{self, RevocationsError};
 use crate::ledger::Reloaded;
 use crate::site::Site;
 
@@ -23,6 +28,9 @@ pub struct Commands {
     site: Arc<Site>,
     reloader: Arc<Reloader>,
     agents_file: PathBuf,
+    revocations_file: PathBuf,
+    /// `None`: the keys are configured, and rotated where they are made.
+    own_keys: Option<PathBuf>,
     drain_s: u64,
     stop: watch::Sender<bool>,
 }
@@ -33,6 +41,8 @@ impl Commands {
             site,
             reloader,
             agents_file: config.identity.agents_file.clone(),
+            revocations_file: config.identity.revocations_file.clone(),
+            own_keys: assemble::signs_with_own_keys(config).then(|| config.state_dir.clone()),
             drain_s: config.shutdown.drain.as_secs(),
             stop,
         }
@@ -44,6 +54,8 @@ impl Commands {
             Request::Reload => self.reload().await,
             Request::AgentList => Ok(self.agents()),
             Request::AgentChange(change) => self.change_agents(change).await,
+            Request::Revoke(revocation) => self.revoke(revocation).await,
+            Request::RotateKeys(plan) => self.rotate_keys(plan).await,
         }
     }
 
@@ -82,6 +94,35 @@ impl Commands {
         })?;
         Ok(json!({ "file": self.agents_file }))
     }
+
+    async fn revoke(&self, revocation: Revocation) -> Result<Value, Fault> {
+        let file = self.revocations_file.clone();
+        let added =
+            tokio::task::spawn_blocking(move || revocations::edit::add_to_file(&file, &revocation, Timestamp::now()));
+        added
+            .await
+            .map_err(|_| Fault::failure("the proxy failed while it edited; please report it"))?
+            .map_err(revocation_fault)?;
+        self.reloader.now(Reloaded::Revocations).await.map_err(|why| {
+            Fault::configuration(format!("the file was changed, and the running proxy cannot load it: {why}"))
+        })?;
+        Ok(json!({ "file": self.revocations_file }))
+    }
+
+    /// The proxy reads its keys again after each step, so that it verifies what it will sign, and then signs with it.
+    async fn rotate_keys(&self, plan: Plan) -> Result<Value, Fault> {
+        let Some(state_dir) = self.own_keys.clone() else { return Err(keys_are_configured()) };
+        let (reloader, runtime) = (Arc::clone(&self.reloader), tokio::runtime::Handle::current());
+        let rotated = tokio::task::spawn_blocking(move || {
+            let reload = |_| runtime.block_on(reloader.now(Reloaded::Keys)).is_ok();
+            rotate::rotate(&state_dir, plan, Timestamp::now(), reload)
+        });
+        let rotated =
+            rotated.await.map_err(|_| Fault::failure("the proxy failed while it rotated; please report it"))?;
+        // What was taken away at the end.
+        let _ = self.reloader.now(Reloaded::Keys).await;
+        Ok(json!(rotated.map_err(rotate_fault)?))
+    }
 }
 
 /// The exit code of a command whose edit was refused.
@@ -97,6 +138,31 @@ pub fn edit_fault(error: EditError) -> Fault {
         | EditError::Taken { .. }
         | EditError::NoSuchKey { .. } => Fault::failure(what),
     }
+}
+
+/// The exit code of a revocation that was refused.
+pub fn revocation_fault(error: revocations::edit::EditError) -> Fault {
+    use revocations::edit::EditError;
+    let what = error.to_string();
+    match error {
+        EditError::Invalid(_) => Fault::usage(what),
+        EditError::Broken(RevocationsError::Content { .. }) | EditError::Inline => Fault::configuration(what),
+        EditError::Broken(RevocationsError::File(_)) | EditError::Full => Fault::failure(what),
+    }
+}
+
+/// The exit code of a rotation that was refused.
+pub fn rotate_fault(error: RotateError) -> Fault {
+    match &error {
+        RotateError::Keys(_) | RotateError::New(_) => Fault::configuration(error.to_string()),
+        RotateError::BrokenOff(_) => Fault::failure("the proxy cannot load the keys; its log says why"),
+        RotateError::Full => Fault::failure(error.to_string()),
+    }
+}
+
+/// Somebody else's keys are not rotated here.
+pub fn keys_are_configured() -> Fault {
+    Fault::configuration("the keys are configured ([identity]), not the proxy's own: rotate them where they are made")
 }
 
 /// Answers commands until it is asked to close. Without a socket the proxy serves all the same: it watches the files that commands then edit.

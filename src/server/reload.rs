@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
@@ -16,20 +17,36 @@ use crate::snapshot::Snapshot;
 /// Between two looks at the agents file. It is one `stat`, and what is suspended should be so within a second.
 pub const AGENTS_LOOK: Duration = Duration::from_millis(500);
 
+/// Between two looks at the list of revocations: what is revoked is so within a second, also on a busy machine.
+pub const REVOCATIONS_LOOK: Duration = Duration::from_millis(250);
+
+/// Between two looks at the proxy's own keys, for rotations that were not made through the control socket.
+pub const KEYS_LOOK: Duration = Duration::from_millis(250);
+
 /// What the files looked like when they were last loaded, or failed to load.
 #[derive(Clone, Copy, Default)]
 pub struct Seen {
     policy: Option<policy::Fingerprint>,
     agents: Option<FileFingerprint>,
+    revocations: Option<FileFingerprint>,
+    /// A list that takes revocations back, as it was seen once: it counts when it is seen so again.
+    taken_back: Option<FileFingerprint>,
+    keys: [Option<FileFingerprint>; 2],
 }
 
 impl Seen {
     /// To be taken before the files are loaded, so that a change in between is seen the next time.
     pub fn now(config: &Config) -> Seen {
-        Seen { policy: assemble::policy_fingerprint(config), agents: assemble::agents_fingerprint(config) }
+        Seen {
+            policy: assemble::policy_fingerprint(config),
+            agents: assemble::agents_fingerprint(config),
+            revocations: assemble::revocations_fingerprint(config),
+            taken_back: None,
+            keys: assemble::keys_fingerprint(config),
+        }
     }
 
-    fn look(&mut self, config: &Config, what: Reloaded) -> bool {
+    fn look(&mut self, config: &Config, last: &Snapshot, what: Reloaded) -> bool {
         let before = *self;
         match what {
             Reloaded::Policy => {
@@ -40,7 +57,27 @@ impl Seen {
                 self.agents = assemble::agents_fingerprint(config);
                 self.agents != before.agents
             }
+            Reloaded::Revocations => {
+                self.revocations = assemble::revocations_fingerprint(config);
+                self.revocations != before.revocations
+            }
+            Reloaded::Keys => {
+                self.keys = assemble::keys_fingerprint(config);
+                self.keys != before.keys || last.next_key_end.is_some_and(|end| end <= Timestamp::now())
+            }
         }
+    }
+
+    /// Whether a list that takes revocations back has to be seen once more: an editor may have truncated the file, and be about to write
+    /// it. What is added counts at once.
+    fn waits(&mut self, before: &Seen, last: &Snapshot, new: &Snapshot) -> bool {
+        if new.revocations.cover(&last.revocations) || self.taken_back == self.revocations {
+            self.taken_back = None;
+            return false;
+        }
+        self.taken_back = self.revocations;
+        self.revocations = before.revocations; // the next look finds it changed again
+        true
     }
 }
 
@@ -75,8 +112,19 @@ impl Reloader {
         let (config, last, mut looked) = (Arc::clone(&self.config), self.site.snapshot.load_full(), *seen);
         // Files, and a policy to compile: not on a worker.
         let loaded = spawn_blocking(move || {
-            let changed = looked.look(&config, what);
-            (looked, (changed || whether_changed_or_not).then(|| load(&config, &last, what)))
+            let before = looked;
+            let changed = looked.look(&config, &last, what);
+            if !changed && !whether_changed_or_not {
+                return (looked, None);
+            }
+            let loaded = load(&config, &last, what);
+            let waits = match &loaded {
+                Ok(new) if what == Reloaded::Revocations && !whether_changed_or_not => {
+                    looked.waits(&before, &last, new)
+                }
+                _ => false,
+            };
+            (looked, (!waits).then_some(loaded))
         });
         let (looked, loaded) =
             loaded.await.map_err(|_| "the proxy failed while it loaded; please report it".to_owned())?;
@@ -85,10 +133,17 @@ impl Reloader {
             None => Ok(()),
             Some(Ok(snapshot)) => {
                 log::info!("{} reloaded; policy revision {}", what.as_str(), snapshot.policy.revision());
-                // Keys are swapped in from elsewhere meanwhile: only what was loaded replaces what is in force.
-                self.site.snapshot.rcu(|now| match what {
-                    Reloaded::Policy => Snapshot { policy: Arc::clone(&snapshot.policy), ..(**now).clone() },
-                    Reloaded::Agents => Snapshot { agents: Arc::clone(&snapshot.agents), ..(**now).clone() },
+                // The keys of a URL are swapped in from elsewhere meanwhile: only what was loaded replaces what is in force.
+                self.site.renew(|now| {
+                    let (now, new) = (now.clone(), snapshot.clone());
+                    match what {
+                        Reloaded::Policy => Snapshot { policy: new.policy, ..now },
+                        Reloaded::Agents => Snapshot { agents: new.agents, ..now },
+                        Reloaded::Revocations => Snapshot { revocations: new.revocations, ..now },
+                        Reloaded::Keys => {
+                            Snapshot { policy: now.policy, agents: now.agents, revocations: now.revocations, ..new }
+                        }
+                    }
                 });
                 Ok(())
             }
@@ -105,5 +160,7 @@ fn load(config: &Config, last: &Snapshot, what: Reloaded) -> Result<Snapshot, St
     match what {
         Reloaded::Policy => assemble::with_new_policy(config, last),
         Reloaded::Agents => assemble::with_new_agents(config, last),
+        Reloaded::Revocations => assemble::with_new_revocations(config, last),
+        Reloaded::Keys => assemble::with_new_keys(config, last),
     }
 }

@@ -16,7 +16,7 @@ use behavry_ollama_proxy::refusal::Code;
 use serde_json::{Value, json};
 
 use crate::client::{Connection, Request};
-use crate::house::{House, PATIENCE};
+use crate::house::{House, PATIENCE, Plan};
 
 const README: &str = include_str!("../../README.md");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_behavry-ollama-proxy");
@@ -165,7 +165,9 @@ async fn the_readmes_commands_work_as_they_are_printed() {
         eprintln!("skipped: {missing} is not installed");
         return;
     }
-    let house = House::open().await;
+    // With keys of its own, since one of the commands rotates them.
+    let env = vec![("BEHAVRY_JWT_ALGORITHM".to_owned(), "EdDSA".to_owned())];
+    let house = House::with(Plan { no_key: true, env, ..Plan::default() }).await;
     let (client_id, client_secret) = house.first_agent();
     let home = tempfile::tempdir().expect("a folder");
     let state = home.path().join(".local/state");
@@ -192,8 +194,7 @@ async fn the_readmes_commands_work_as_they_are_printed() {
         .current_dir(root())
         .env_clear()
         .env("PATH", path_with_program(home.path()))
-        .env("HOME", home.path())
-        .env("BEHAVRY_JWT_PRIVATE_KEY", include_str!("../fixtures/keys/ed25519.private.pem"));
+        .env("HOME", home.path());
     let done = tokio::task::spawn_blocking(move || command.output().expect("coreutils are there"));
     let done = done.await.expect("no panic in there");
     let told = String::from_utf8_lossy(&done.stderr);
@@ -201,6 +202,8 @@ async fn the_readmes_commands_work_as_they_are_printed() {
     let out = String::from_utf8_lossy(&done.stdout);
     for expected in [
         "\"holds\": true",                  // token inspect
+        " signs now (EdDSA)",               // token keys rotate
+        " verifies until ",                 // token keys list
         "\"done\":true",                    // curl, native
         "\"chat.completion\"",              // curl, OpenAI
         "\"models\":",                      // curl, list
