@@ -34,9 +34,9 @@ pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
         jwks: Bytes::from(keys.verifier.published()),
         verifier: Arc::new(keys.verifier),
         issuer: keys.issuer.map(Arc::new),
+        next_key_end: keys.next_end,
         agents: Arc::new(agents),
         revocations: Arc::new(revocations),
-        next_key_end: keys.next_end,
         policy: Arc::new(policy),
     })
 }
@@ -69,20 +69,14 @@ pub fn with_new_revocations(config: &Config, last: &Snapshot) -> Result<Snapshot
     Ok(Snapshot { revocations: Arc::new(loaded.unwrap_or_default()), ..last.clone() })
 }
 
-/// The proxy's own keys, read anew; the rest stays. Keys that are configured are read at the start only.
+/// The proxy's own keys, read anew; the rest stays. Keys that are configured are read at the start only, or fetched from their URL.
 pub fn with_new_keys(config: &Config, last: &Snapshot) -> Result<Snapshot, String> {
     if !signs_with_own_keys(config) {
         return Ok(last.clone());
     }
-    let own = OwnKeys::reload(&config.state_dir).map_err(|e| e.to_string())?;
-    let keys = from_own(config, own)?;
-    Ok(Snapshot {
-        jwks: Bytes::from(keys.verifier.published()),
-        verifier: Arc::new(keys.verifier),
-        issuer: keys.issuer.map(Arc::new),
-        next_key_end: keys.next_end,
-        ..last.clone()
-    })
+    let keys = from_own(config, OwnKeys::reload(&config.state_dir).map_err(|e| e.to_string())?)?;
+    let renewed = last.with_verifier(Arc::new(keys.verifier));
+    Ok(Snapshot { issuer: keys.issuer.map(Arc::new), next_key_end: keys.next_end, ..renewed })
 }
 
 /// Changes when a file of the policy does. `None`: the policy built into the program, or a folder that cannot be read.
@@ -180,21 +174,14 @@ pub struct Keys {
     pub next_end: Option<Timestamp>,
 }
 
-impl Keys {
-    fn configured(config: &Config, verifier: Verifier, signing: Option<SigningKey>) -> Keys {
-        Keys { verifier, issuer: signing.map(|key| issuer(config, key)), next_end: None }
-    }
-}
-
 /// The keys of the configuration, or, where none is configured, our own of the state folder, made if there is none. Keys of a URL are
 /// those that were saved, if they are not too old: [`remote_keys`] fetches them.
 pub fn keys(config: &Config) -> Result<Keys, String> {
-    if signs_with_own_keys(config) {
-        let wanted = config.identity.algorithm.map(algorithm);
-        let own = OwnKeys::open(&config.state_dir, wanted).map_err(|e| e.to_string())?;
-        return from_own(config, own);
-    }
     let identity = &config.identity;
+    let wanted = identity.algorithm.map(algorithm);
+    if signs_with_own_keys(config) {
+        return from_own(config, OwnKeys::open(&config.state_dir, wanted).map_err(|e| e.to_string())?);
+    }
     let signing = configured_signing_key(config)?;
     let set = if let Some(pem) = &identity.public_key {
         KeySet::from_pem(&read_pem(pem, "identity.public_key_file")?).map_err(in_words("identity.public_key_file"))?
@@ -206,22 +193,20 @@ pub fn keys(config: &Config) -> Result<Keys, String> {
             std::fs::read(&identity.jwks_file).map_err(in_words(&identity.jwks_file.display().to_string()))?;
         KeySet::from_jwks(&document).map_err(in_words("identity.jwks_file"))?
     } else if let Some(url) = &identity.jwks_url {
-        return Ok(Keys::configured(config, saved_keys(config, url), signing));
+        let verifier = saved_keys(config, url);
+        return Ok(Keys { verifier, issuer: signing.map(|key| issuer(config, key)), next_end: None });
     } else {
         let own =
             signing.as_ref().ok_or("no key verifies tokens; set identity.public_key_file, secret_file or jwks_file")?;
         KeySet::new(vec![own.verification_key()]).map_err(in_words("the signing key"))?
     };
-    if let Some(wanted) = identity.algorithm {
-        let wanted = algorithm(wanted);
-        if set.keys().iter().any(|key| key.algorithm() != wanted) {
-            return Err(format!(
-                "identity.algorithm is {}, and the key is of another; make them agree",
-                wanted.as_str()
-            ));
-        }
+    if let Some(wanted) = wanted
+        && set.keys().iter().any(|key| key.algorithm() != wanted)
+    {
+        return Err(format!("identity.algorithm is {}, and the key is of another; make them agree", wanted.as_str()));
     }
-    Ok(Keys::configured(config, Verifier::new(set, verifier_settings(config)), signing))
+    let verifier = Verifier::new(set, verifier_settings(config));
+    Ok(Keys { verifier, issuer: signing.map(|key| issuer(config, key)), next_end: None })
 }
 
 /// The same with the keys that the URL gives now, where there is one: for commands.
@@ -233,6 +218,40 @@ pub fn keys_now(config: &Config) -> Result<Keys, String> {
     let fetched = runtime.block_on(remote_keys::fetch(&outbound(config)?, url, wanted));
     let (_, set) = fetched.map_err(in_words(&format!("identity.jwks_url {url}")))?;
     Ok(Keys { verifier: Verifier::new(set, verifier_settings(config)), ..keys })
+}
+
+/// Whether the keys of the state folder sign and verify: nothing else is configured.
+pub fn signs_with_own_keys(config: &Config) -> bool {
+    let identity = &config.identity;
+    identity.private_key.is_none() && !is_set(&identity.secret_file) && !identity.is_foreign()
+}
+
+/// Makes our own key where there is none: at the first start, before the files are looked at for changes.
+pub fn make_own_key(config: &Config) -> Result<(), String> {
+    if !signs_with_own_keys(config) || own_keys::signing_key_path(&config.state_dir).exists() {
+        return Ok(());
+    }
+    keys(config).map(|_| ())
+}
+
+/// Our own key gives tokens the configured life from now on: a rotation has to know, also once the configuration says another.
+pub fn note_ttl(config: &Config, snapshot: &Snapshot) -> Result<(), String> {
+    let ttl_s = config.identity.token_ttl.as_secs() as i64;
+    let Some(issuer) = snapshot.issuer.as_ref().filter(|_| signs_with_own_keys(config) && ttl_s > DEFAULT_TTL_S) else {
+        return Ok(());
+    };
+    let _alone = own_keys::lock(&config.state_dir).map_err(|e| e.to_string())?;
+    own_keys::note_ttl(&config.state_dir, &issuer.key().verification_key(), ttl_s).map_err(|e| e.to_string())
+}
+
+fn from_own(config: &Config, own: OwnKeys) -> Result<Keys, String> {
+    let now = Timestamp::now();
+    let set = own.key_set(now).map_err(in_words("the keys of the state folder"))?;
+    Ok(Keys {
+        next_end: own.next_end(now),
+        verifier: Verifier::new(set, verifier_settings(config)),
+        issuer: Some(issuer(config, own.signing)),
+    })
 }
 
 /// Keys of a URL, kept fresh from now on.
@@ -296,40 +315,6 @@ fn issuer(config: &Config, key: SigningKey) -> Issuer {
     let identity = &config.identity;
     let ttl_s = identity.token_ttl.as_secs() as i64;
     Issuer::new(key, identity.issuer.clone(), ttl_s).with_audience(identity.audience.clone())
-}
-
-/// Makes our own key where there is none: at the first start, before the files are looked at for changes.
-pub fn make_own_key(config: &Config) -> Result<(), String> {
-    if !signs_with_own_keys(config) || own_keys::signing_key_path(&config.state_dir).exists() {
-        return Ok(());
-    }
-    keys(config).map(|_| ())
-}
-
-/// Our own key gives tokens the configured life from now on: a rotation has to know, also once the configuration says another.
-pub fn note_ttl(config: &Config, snapshot: &Snapshot) -> Result<(), String> {
-    let ttl_s = config.identity.token_ttl.as_secs() as i64;
-    let Some(issuer) = snapshot.issuer.as_ref().filter(|_| signs_with_own_keys(config) && ttl_s > DEFAULT_TTL_S) else {
-        return Ok(());
-    };
-    let _alone = own_keys::lock(&config.state_dir).map_err(|e| e.to_string())?;
-    own_keys::note_ttl(&config.state_dir, &issuer.key().verification_key(), ttl_s).map_err(|e| e.to_string())
-}
-
-/// Whether the keys of the state folder sign and verify: nothing else is configured.
-pub fn signs_with_own_keys(config: &Config) -> bool {
-    let identity = &config.identity;
-    !identity.is_foreign() && identity.private_key.is_none() && !is_set(&identity.secret_file)
-}
-
-fn from_own(config: &Config, own: OwnKeys) -> Result<Keys, String> {
-    let now = Timestamp::now();
-    let set = own.key_set(now).map_err(in_words("the keys of the state folder"))?;
-    Ok(Keys {
-        next_end: own.next_end(now),
-        verifier: Verifier::new(set, verifier_settings(config)),
-        issuer: Some(issuer(config, own.signing)),
-    })
 }
 
 /// The key that the configuration names, or the shared secret. Only a public key or a key set: somebody else signs.

@@ -133,17 +133,18 @@ impl Reloader {
             None => Ok(()),
             Some(Ok(snapshot)) => {
                 log::info!("{} reloaded; policy revision {}", what.as_str(), snapshot.policy.revision());
-                // The keys of a URL are swapped in from elsewhere meanwhile: only what was loaded replaces what is in force.
-                self.site.renew(|now| {
-                    let (now, new) = (now.clone(), snapshot.clone());
-                    match what {
-                        Reloaded::Policy => Snapshot { policy: new.policy, ..now },
-                        Reloaded::Agents => Snapshot { agents: new.agents, ..now },
-                        Reloaded::Revocations => Snapshot { revocations: new.revocations, ..now },
-                        Reloaded::Keys => {
-                            Snapshot { policy: now.policy, agents: now.agents, revocations: now.revocations, ..new }
-                        }
-                    }
+                // Keys are swapped in from elsewhere meanwhile: only what was loaded replaces what is in force.
+                self.site.renew(|now| match what {
+                    Reloaded::Policy => Snapshot { policy: Arc::clone(&snapshot.policy), ..now.clone() },
+                    Reloaded::Agents => Snapshot { agents: Arc::clone(&snapshot.agents), ..now.clone() },
+                    Reloaded::Revocations => Snapshot { revocations: Arc::clone(&snapshot.revocations), ..now.clone() },
+                    Reloaded::Keys => Snapshot {
+                        verifier: Arc::clone(&snapshot.verifier),
+                        issuer: snapshot.issuer.clone(),
+                        jwks: snapshot.jwks.clone(),
+                        next_key_end: snapshot.next_key_end,
+                        ..now.clone()
+                    },
                 });
                 Ok(())
             }
