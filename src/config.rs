@@ -10,6 +10,7 @@
 //! - [`values`]: secrets, backend URLs, and the checks of single values.
 //! - `file`: TOML text in, a [`Config`] or the line at fault out.
 
+mod audit;
 mod file;
 pub mod sections;
 pub mod service_url;
@@ -21,9 +22,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use audit::{Audit, Durability};
 pub use sections::{
-    Audit, Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Identity, Limits, Operator, Policy, Routes,
-    Shutdown, Streaming,
+    Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Identity, Limits, Operator, Policy, Routes, Shutdown,
+    Streaming,
 };
 pub use service_url::ServiceUrl;
 pub use values::{Algorithm, BackendUrl, Pem, Secret};
@@ -263,6 +265,7 @@ impl Config {
                 );
             }
         }
+        self.audit.check()?;
         if self.listen == self.operator.listen && self.listen.port() != 0 {
             return odds(
                 "listen, operator.listen",

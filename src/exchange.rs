@@ -33,6 +33,8 @@ const REQUEST_ID_CHARS: usize = 128;
 pub struct Exchange {
     // ---- received
     pub request_id: String,
+    /// What the ids of all its records end with: a request id is the client's word, and may come twice.
+    pub number: u64,
     pub began: Instant,
     pub source_ip: Option<IpAddr>,
     pub method: String,
@@ -134,6 +136,7 @@ impl Exchange {
             parts.headers.get("x-request-id").and_then(|value| value.to_str().ok()).filter(|id| is_request_id(id));
         Exchange {
             request_id: own_id.map_or_else(|| uuid::Uuid::now_v7().simple().to_string(), str::to_owned),
+            number: rand::random(),
             began: Instant::now(),
             source_ip: source_ip.map(|ip| ip.to_canonical()),
             method: parts.method.as_str().to_owned(),

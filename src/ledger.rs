@@ -31,7 +31,7 @@ pub mod trail;
 pub mod verify;
 
 pub use activity::{Activity, Alert};
-pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Receipt};
+pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Durability, Receipt};
 pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, Way};
 pub use record::{Entry, Record};
 
@@ -192,8 +192,7 @@ mod tests {
     #[tokio::test]
     async fn every_end_of_an_exchange_is_one_final_record_and_one_counted_request() {
         let folder = std::env::temp_dir().join(format!("behavry-ledger-settle-{}", std::process::id()));
-        let file = folder.join("audit.jsonl");
-        let settings = AuditSettings { file: Some(file.clone()), stdout: false, ..AuditSettings::default() };
+        let settings = AuditSettings { dir: Some(folder.clone()), stdout: false, ..AuditSettings::default() };
         let ledger = Ledger::start(settings, Arc::new(Metrics::new("test", &[]))).expect("the ledger starts");
         let known = Entry { agent_id: Some("agent-1"), response_code: Some(200), ..Entry::default() };
         let stranger = Entry {
@@ -211,9 +210,10 @@ mod tests {
         }
         ledger.audit.close(Duration::from_secs(20)).expect("all is written");
 
-        let text = std::fs::read_to_string(&file).expect("the audit file");
+        let segment = trail::segments(&folder).expect("the folder").swap_remove(0);
+        let text = std::fs::read_to_string(segment.path(&folder)).expect("the audit file");
         std::fs::remove_dir_all(folder).expect("removed");
-        let lines: Vec<_> = text.lines().map(|line| Record::read(line.as_bytes()).expect("our own line")).collect();
+        let lines: Vec<_> = text.lines().filter_map(|line| Record::read(line.as_bytes())).collect();
         let finals = |agent: Option<&str>| {
             let of = |line: &&Record<'_>| line.extra.phase == Phase::Final && line.agent_id.as_deref() == agent;
             lines.iter().filter(of).map(|line| line.error.as_deref().unwrap_or_default()).collect::<Vec<_>>()

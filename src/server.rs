@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use pingora::server::configuration::ServerConf;
@@ -18,14 +18,14 @@ use tokio::sync::{Semaphore, watch};
 
 use self::commands::Commands;
 use self::reload::{Reloader, Seen};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control;
 use crate::door::{Door, DoorSettings};
 use crate::identity::CAUSES;
 use crate::identity::guesses::{GuessSettings, Guesses};
 use crate::identity::places::{PlaceSettings, Places};
 use crate::intake::{Intake, Memory};
-use crate::ledger::audit::AuditSettings;
+use crate::ledger::audit::{AuditSettings, Durability};
 use crate::ledger::fold::FoldSettings;
 use crate::ledger::{Ledger, Metrics, Reloaded};
 use crate::operator::{Operator, lookout};
@@ -92,6 +92,9 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
     let gate = assemble::operator_gate(&config).map_err(ServerError::Configuration)?;
     assemble::note_ttl(&config, &snapshot).map_err(ServerError::Configuration)?;
+    // Before the audit: a start that fails here is no process that died.
+    let public = listen::bind(config.listen)?;
+    let operator = listen::bind(config.operator.listen)?;
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
     let site = Arc::new(site(&config, snapshot, ledger).map_err(ServerError::Configuration)?);
@@ -101,8 +104,6 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
         tokio::spawn(Arc::clone(remote_keys).keep_fresh());
     }
 
-    let public = listen::bind(config.listen)?;
-    let operator = listen::bind(config.operator.listen)?;
     let (stop, stopping) = watch::channel(false);
     let reloader = Arc::new(Reloader::new(Arc::clone(&site), config.clone(), files_seen));
     let commands = Arc::new(Commands::new(Arc::clone(&site), Arc::clone(&reloader), &config, stop.clone()));
@@ -194,7 +195,20 @@ pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger
 
 fn audit_settings(config: &Config) -> AuditSettings {
     AuditSettings {
-        file: Some(config.audit.dir.join("audit.jsonl")),
+        dir: Some(config.audit.dir.clone()),
+        key: Some(config.state_dir.join("audit-key.pem")),
+        durability: match config.audit.durability {
+            config::Durability::Write => Durability::Write,
+            config::Durability::Fsync => Durability::Fsync,
+            config::Durability::Strict => Durability::Strict,
+        },
+        fsync_within: config.audit.fsync,
+        rotate_bytes: config.audit.rotate_bytes,
+        rotate_age: config.audit.rotate_age,
+        checkpoint_every: config.audit.checkpoint,
+        checkpoint_file: Some(config.audit.checkpoint_file.clone()).filter(|file| !file.as_os_str().is_empty()),
+        keep: Duration::from_secs(u64::from(config.audit.keep_days) * 86_400),
+        keep_bytes: config.audit.keep_bytes,
         stdout: config.audit.stdout,
         room_records: config.audit.room_records,
         fold: FoldSettings { singles_per_address: config.audit.refusals_per_second, ..FoldSettings::default() },

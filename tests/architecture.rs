@@ -19,7 +19,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("control_plane", &["config", "identity", "outbound"]),
     ("refusal", &["wire"]),
     ("control", &["identity"]),
-    ("ledger", &["wire"]),
+    ("ledger", &["identity", "wire"]),
     ("policy", &["identity", "wire"]),
     ("route", &["refusal", "wire"]),
     ("intake", &["refusal"]),

@@ -25,7 +25,7 @@ pub fn run(mut config: Config) -> Result<(), Failure> {
     let shown = runtime.block_on(async {
         let simulator = backend_or_simulator(&mut config).await?;
         let token = demo_token(&config)?;
-        let audit = config.audit.dir.join("audit.jsonl");
+        let audit = config.audit.dir.clone();
         let (told, started) = tokio::sync::oneshot::channel();
         let serving = server::serve(config, move |started| {
             announce(&started);
@@ -104,11 +104,27 @@ async fn show(public: std::net::SocketAddr, token: &str, audit: &std::path::Path
     Ok(())
 }
 
+/// The text of all segments of the audit.
+async fn all_lines(folder: &std::path::Path) -> std::io::Result<String> {
+    let mut names = Vec::new();
+    let mut entries = tokio::fs::read_dir(folder).await?;
+    while let Some(entry) = entries.next_entry().await? {
+        names.push(entry.path());
+    }
+    names.retain(|name| name.extension().is_some_and(|extension| extension == "jsonl"));
+    names.sort();
+    let mut text = String::new();
+    for name in names {
+        text.push_str(&tokio::fs::read_to_string(name).await?);
+    }
+    Ok(text)
+}
+
 /// The final records are written a moment after the client has its last byte.
 async fn records_of(audit: &std::path::Path, request_ids: &[&str]) -> Vec<String> {
     let mut lines = Vec::new();
     for _ in 0..50 {
-        let text = tokio::fs::read_to_string(audit).await.unwrap_or_default();
+        let text = all_lines(audit).await.unwrap_or_default();
         let ours = |line: &&str| {
             let record: Value = serde_json::from_str(line).unwrap_or_default();
             request_ids.iter().any(|id| record["extra"]["request_id"] == *id)

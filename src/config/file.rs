@@ -51,6 +51,7 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
         &mut config.operator.credential_file,
         &mut config.policy.dir,
         &mut config.audit.dir,
+        &mut config.audit.checkpoint_file,
         &mut identity.secret_file,
         &mut identity.jwks_file,
         &mut identity.ca_file,

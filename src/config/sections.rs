@@ -433,30 +433,6 @@ impl Default for Policy {
     }
 }
 
-/// `[audit]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Audit {
-    /// Folder of the audit files. Empty: `audit` in the state folder. Variable `BEHAVRY_AUDIT_DIR`.
-    pub dir: PathBuf,
-    /// Write each record to standard output as well. Default true: the journal and containers collect it there.
-    pub stdout: bool,
-    /// Records for which room may be promised or taken at once; past it new requests are refused (503). A request takes
-    /// three. Default 65536, enough for `limits.in_flight` twice over.
-    #[serde(deserialize_with = "values::whole::<_, _, 16, 16_777_216>")]
-    pub room_records: usize,
-    /// Refusals without a caller that one client address gets a record each for, per second; the rest are counted in
-    /// one record. Default 10.
-    #[serde(deserialize_with = "values::whole::<_, _, 0, 1_000_000>")]
-    pub refusals_per_second: u32,
-}
-
-impl Default for Audit {
-    fn default() -> Audit {
-        Audit { dir: PathBuf::new(), stdout: true, room_records: 65_536, refusals_per_second: 10 }
-    }
-}
-
 /// `[streaming]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]

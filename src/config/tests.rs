@@ -544,6 +544,14 @@ dir = "/var/lib/behavry/audit"
 stdout = true
 room_records = 65536
 refusals_per_second = 10
+durability = "fsync"
+fsync_ms = 1000
+rotate_bytes = 268435456
+rotate_age_s = 86400
+keep_days = 0
+keep_bytes = 0
+checkpoint_s = 60
+checkpoint_file = ""
 
 [streaming]
 include_usage = true

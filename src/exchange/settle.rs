@@ -57,6 +57,7 @@ impl Exchange {
         let ask = self.ask.as_ref();
         let (permit, denial) = (self.permit.as_ref(), self.denial.as_ref());
         Entry {
+            exchange: self.number,
             agent_id: caller.map(|caller| caller.agent_id.as_str()).or(self.token_agent.as_deref()),
             session_id: caller.map(|caller| caller.session_id.as_str()),
             agent_roles: caller.map(|caller| caller.roles.as_slice()),

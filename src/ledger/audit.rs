@@ -1,12 +1,14 @@
 //! The audit's lines, and the receipts for them.
 //!
 //! ```text
-//! requests ── record_request ──> queue ──> one thread: write(2) in groups ──> file (or standard output)
-//!     ^            settle ───────> (room is reserved)        │        │
-//!     └────────────── receipt ───────────────────────────────┘        └─ copy ─> standard output, on a thread of its own
+//! requests ── record_request ──> queue ──> one thread: chain, write(2) in groups, fsync ──> segments (or standard output)
+//!     ^            settle ───────> (room is reserved)        │        │   │
+//!     └────────────── receipt ───────────────────────────────┘        │   └─ checkpoints ─> a second place; retention, likewise
+//!                                                                     └─ copy ─> standard output, on a thread of its own
 //! ```
 //!
-//! - *One thread owns the file.* It takes all that is queued, writes it with one call, and answers each request of the group.
+//! - *One thread owns the files.* It takes all that is queued, seals it into the chain, writes it with one call, and answers each request
+//!   of the group: after write(2), or after fsync(2) where [`Durability::Strict`] asks for it.
 //! - *A receipt is room.* With the `request` record, places for `stream_start` and `final` are reserved in the bounded queue, so those
 //!   two never wait and never fail; a receipt dropped without [`Receipt::settle`] leaves its final record by itself.
 //! - *Whoever holds no receipt has to call [`Audit::note_final`]*: also after [`Audit::record_request`] failed or was cancelled. A
@@ -14,19 +16,19 @@
 //! - *While the file cannot be written* (full, read-only, gone, or a write that hangs longer than [`AuditSettings::patience`]), new
 //!   requests are refused at once. What was accepted stays in memory, in order, within the bounded room, and is written when the file
 //!   takes it again. The thread tries by itself; nobody has to restart anything.
-//! - *No torn line*: what a short write left of a line is cut off again; where that is impossible (a pipe, a failing disk), the next
-//!   attempt goes on in mid-line. Only bytes that this process wrote are ever cut.
-//! - *A file renamed or removed from outside* is noticed by its inode within a second, and a new one is opened under the name.
+//! - *The chain on disk* is [`journal`]'s: segments, rotation, checkpoints, what a failed fsync means, a file renamed or removed.
+//! - *What a process that died left open* is found at the next start ([`survey`]) and recorded as crashed ([`adopt`]).
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -35,21 +37,70 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use self::echo::Echo;
-use self::sink::{LogFile, Sink};
+use self::journal::Journal;
+use self::keeper::Keeper;
+use self::key::AuditKey;
+use self::lock::FolderLock;
+use self::retain::Retention;
+use self::sink::{Sink, Stream};
 use super::fold::{Fold, FoldSettings, Folded, Passage};
 use super::record::{Entry, Id, Moment, Record};
 use super::{Activity, Metrics, Outcome, Phase};
 
+mod adopt;
 mod echo;
+mod journal;
+mod keeper;
+mod key;
+mod lock;
+mod retain;
 mod sink;
+mod survey;
 mod writer;
 
+pub use self::key::KeyError;
+
+/// How long a start waits for another process that starts or deletes in the same folder.
+const FOLDER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a receipt is worth, and what a crash may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// write(2): survives the end of the process, however it ends; a loss of power takes what the kernel had not written.
+    Write,
+    /// As `Write`, and an fsync within [`AuditSettings::fsync_within`]: a loss of power takes that much. The default, since a receipt
+    /// costs no more than with `Write` and the loss is bounded.
+    #[default]
+    Fsync,
+    /// No receipt, and so no byte to a backend, before an fsync. Requests that come together share one.
+    Strict,
+}
+
 /// Where the audit goes and how much it holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct AuditSettings {
-    /// Appended to; made with mode 0640 if it is not there, its folder with 0750. `None`: standard output alone, which then gives the
-    /// receipts.
-    pub file: Option<PathBuf>,
+    /// Folder of the segments; made with mode 0750 if it is not there, files in it with 0640. `None`: standard output alone, which then
+    /// gives the receipts.
+    pub dir: Option<PathBuf>,
+    /// The key that signs checkpoints and tombstones; made if it is not there. `None`: `audit-key.pem` in `dir`.
+    pub key: Option<PathBuf>,
+    pub durability: Durability,
+    /// With [`Durability::Fsync`]: the longest that a line is written and not on the disk. With `Strict`, for lines that nobody waits for.
+    pub fsync_within: Duration,
+    /// A segment is closed when it has this many bytes.
+    pub rotate_bytes: u64,
+    /// A segment with records is closed when it is this old.
+    pub rotate_age: Duration,
+    /// Between two checkpoints, if something was written.
+    pub checkpoint_every: Duration,
+    /// Checkpoints are appended to this file as well: on another disk, it tells when the end of a chain was cut off.
+    pub checkpoint_file: Option<PathBuf>,
+    /// Segments whose last line is older are deleted. Zero: none.
+    pub keep: Duration,
+    /// While the folder's segments have more bytes, the oldest is deleted. Zero: none.
+    pub keep_bytes: u64,
+    /// fsync(2). Tests put one here that fails, which no disk does on demand.
+    pub sync_file: fn(&File) -> io::Result<()>,
     /// Also to standard output. Beside a file it is secondary: when it is slow, lines are left out and counted.
     pub stdout: bool,
     /// Records that may be queued or reserved; a running exchange has reserved two. 65,536 records of 1 kB are 64 MiB while the disk is
@@ -69,7 +120,17 @@ pub struct AuditSettings {
 impl Default for AuditSettings {
     fn default() -> AuditSettings {
         AuditSettings {
-            file: None,
+            dir: None,
+            key: None,
+            durability: Durability::default(),
+            fsync_within: Duration::from_secs(1),
+            rotate_bytes: 256 << 20,
+            rotate_age: Duration::from_secs(24 * 3600),
+            checkpoint_every: Duration::from_secs(60),
+            checkpoint_file: None,
+            keep: Duration::ZERO,
+            keep_bytes: 0,
+            sync_file: File::sync_data,
             stdout: true,
             room_records: 65_536,
             linger: Duration::from_millis(2),
@@ -85,11 +146,19 @@ impl Default for AuditSettings {
 pub enum AuditError {
     /// Neither a file nor standard output is configured.
     NoSink,
-    /// The file, or its folder, could not be opened or made.
-    File {
+    /// The folder, or a file in it, could not be read or made.
+    Folder {
         path: PathBuf,
         source: io::Error,
     },
+    /// Another process holds the folder's lock.
+    Busy(PathBuf),
+    /// What another process left could not be taken over.
+    Adoption {
+        path: PathBuf,
+        source: io::Error,
+    },
+    Key(KeyError),
     Stdout(io::Error),
     Thread(io::Error),
 }
@@ -98,7 +167,20 @@ impl fmt::Display for AuditError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AuditError::NoSink => f.write_str("the audit has neither a file nor standard output to write to"),
-            AuditError::File { path, source } => write!(f, "cannot open the audit file {}: {source}", path.display()),
+            AuditError::Folder { path, source } => {
+                write!(f, "cannot write the audit in {}: {source}; free the disk or correct the folder", path.display())
+            }
+            AuditError::Busy(path) => {
+                write!(
+                    f,
+                    "another process has been starting in {} for too long; end it, or give each its own folder",
+                    path.display()
+                )
+            }
+            AuditError::Adoption { path, source } => {
+                write!(f, "cannot take over what a process that died left in {}: {source}", path.display())
+            }
+            AuditError::Key(error) => write!(f, "the audit's key: {error}"),
             AuditError::Stdout(source) => write!(f, "cannot use standard output for the audit: {source}"),
             AuditError::Thread(source) => write!(f, "cannot start the audit's thread: {source}"),
         }
@@ -108,8 +190,11 @@ impl fmt::Display for AuditError {
 impl std::error::Error for AuditError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            AuditError::NoSink => None,
-            AuditError::File { source, .. } | AuditError::Stdout(source) | AuditError::Thread(source) => Some(source),
+            AuditError::NoSink | AuditError::Busy(_) | AuditError::Key(_) => None,
+            AuditError::Folder { source, .. }
+            | AuditError::Adoption { source, .. }
+            | AuditError::Stdout(source)
+            | AuditError::Thread(source) => Some(source),
         }
     }
 }
@@ -142,6 +227,7 @@ impl AuditUnavailable {
 pub struct Audit {
     shared: Arc<Shared>,
     echo: Option<Arc<Echo>>,
+    keeper: Option<Arc<Keeper>>,
 }
 
 impl Audit {
@@ -154,13 +240,13 @@ impl Audit {
 
     /// `stream` is standard output, or in tests a pipe.
     fn start_on(settings: AuditSettings, stream: Option<File>, metrics: Arc<Metrics>) -> Result<Audit, AuditError> {
-        let (sink, echo) = match (&settings.file, stream) {
-            (Some(path), stream) => {
-                let file = LogFile::open(path).map_err(|source| AuditError::File { path: path.clone(), source })?;
+        let (sink, echo, kept) = match (&settings.dir, stream) {
+            (Some(dir), stream) => {
+                let (journal, keeper, retention) = open_folder(&settings, dir, &metrics)?;
                 let echo = stream.map(|stream| Echo::start(stream, Arc::clone(&metrics))).transpose();
-                (Sink::File(file), echo.map_err(AuditError::Thread)?)
+                (Sink::Journal(Box::new(journal)), echo.map_err(AuditError::Thread)?, Some((keeper, retention)))
             }
-            (None, Some(stream)) => (Sink::Stream(stream), None),
+            (None, Some(stream)) => (Sink::Stream(Stream::new(stream)), None, None),
             (None, None) => return Err(AuditError::NoSink),
         };
         let shared = Arc::new(Shared {
@@ -175,7 +261,12 @@ impl Audit {
             writing: Mutex::default(),
         });
         writer::start(Arc::clone(&shared), sink, echo.clone()).map_err(AuditError::Thread)?;
-        Ok(Audit { shared, echo })
+        let mut audit = Audit { shared, echo, keeper: None };
+        if let Some((keeper, retention)) = kept {
+            Keeper::start(&keeper, Arc::downgrade(&audit.shared), retention).map_err(AuditError::Thread)?;
+            audit.keeper = Some(keeper);
+        }
+        Ok(audit)
     }
 
     /// Writes a `request` record. The entry is put into words before this returns; the future ends when the line is written, and then
@@ -247,24 +338,59 @@ impl Audit {
         }
     }
 
-    /// The end: no new request is taken; waits (blocking) until every receipt is settled and everything is written, `within` at
-    /// most. Settle or cut the running exchanges first.
+    /// The end: no new request is taken; waits (blocking) until every receipt is settled, everything is written, and the segment is
+    /// closed, `within` at most. Settle or cut the running exchanges first.
     pub fn close(&self, within: Duration) -> Result<(), AuditUnavailable> {
         let deadline = Instant::now() + within;
         let mut queue = self.shared.queue.lock();
         queue.closing = true;
         self.shared.wake(&mut queue, true);
-        while !queue.done {
-            if self.shared.done.wait_until(&mut queue, deadline).timed_out() && !queue.done {
+        while !queue.ended {
+            if self.shared.done.wait_until(&mut queue, deadline).timed_out() && !queue.ended {
                 return Err(AuditUnavailable::Late);
             }
         }
         drop(queue);
+        if self.keeper.as_ref().is_some_and(|keeper| !keeper.drained(deadline)) {
+            return Err(AuditUnavailable::Late);
+        }
         match &self.echo {
             Some(echo) if !echo.drained(deadline) => Err(AuditUnavailable::Late),
             _ => Ok(()),
         }
     }
+}
+
+/// Reads what others left, takes over what died, and opens our first segment: under the folder's lock, so that of two starts only one
+/// takes over.
+fn open_folder(
+    settings: &AuditSettings,
+    dir: &Path,
+    metrics: &Arc<Metrics>,
+) -> Result<(Journal, Arc<Keeper>, Retention), AuditError> {
+    let failed = |source| AuditError::Folder { path: dir.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(failed)?;
+    let key = settings.key.clone().unwrap_or_else(|| dir.join("audit-key.pem"));
+    let key = Arc::new(AuditKey::load_or_create(&key).map_err(AuditError::Key)?);
+    let _lock =
+        FolderLock::take(dir, FOLDER_PATIENCE).map_err(failed)?.ok_or_else(|| AuditError::Busy(dir.to_owned()))?;
+    let mut found = survey::survey(dir).map_err(failed)?;
+    let keeper = Keeper::new(settings.checkpoint_file.clone(), Arc::clone(metrics));
+    let heads = std::mem::take(&mut found.heads);
+    let mut journal = Journal::new(settings, dir, heads, Arc::clone(&key), Arc::clone(&keeper), Arc::clone(metrics));
+    journal.ready().map_err(failed)?;
+    adopt::adopt(&mut journal, &mut found, metrics)
+        .map_err(|source| AuditError::Adoption { path: dir.to_owned(), source })?;
+    let retention = Retention {
+        dir: dir.to_owned(),
+        keep: settings.keep,
+        keep_bytes: settings.keep_bytes,
+        key,
+        metrics: Arc::clone(metrics),
+        own: journal.writer(),
+        adopted: found.adopted,
+    };
+    Ok((journal, keeper, retention))
 }
 
 impl Drop for Audit {
@@ -318,11 +444,15 @@ impl Drop for Receipt {
         if self.settled {
             return;
         }
-        let (id, now) = stamp();
+        let now = Moment::now();
         let request = std::mem::take(&mut self.line);
         let record = match Record::read(&request) {
-            Some(record) => record.into_final(id, now, Outcome::InternalError, UNSETTLED),
+            Some(record) => {
+                let id = Id::of(now, Phase::Final, record.id.exchange());
+                record.into_final(id, now, Outcome::InternalError, UNSETTLED)
+            }
             None => {
+                let id = Id::of(now, Phase::Final, rand::random());
                 let entry = Entry { error: Some(UNSETTLED), ..Entry::default() };
                 Record::new(id, now, Phase::Final, Some(Outcome::InternalError), &entry)
             }
@@ -371,7 +501,10 @@ struct Queue {
     lost: u64,
     failing: bool,
     closing: bool,
+    /// Nothing more is taken.
     done: bool,
+    /// The thread has ended.
+    ended: bool,
     /// Somebody waits for what is queued.
     urgent: bool,
     /// The thread waits for anything at all; otherwise it comes by itself, in `linger` at most.
@@ -398,7 +531,8 @@ enum Kind {
     Final,
     /// A final record without a receipt.
     Loose,
-    /// Not a record: somebody wants to know when all before it is written.
+    /// Not a record: somebody wants to know when all before it is written, or (where it has bytes) a mark of the chain, which is on the
+    /// disk then.
     Mark(oneshot::Sender<()>),
 }
 
@@ -502,6 +636,18 @@ impl Shared {
         Err(refused)
     }
 
+    /// A mark of the chain. `None`: the audit has ended.
+    fn queue_mark(&self, event: &[u8]) -> Option<oneshot::Receiver<()>> {
+        let (mark, written) = oneshot::channel();
+        let mut queue = self.queue.lock();
+        if queue.done {
+            return None;
+        }
+        queue.push(event, Kind::Mark(mark));
+        self.wake(&mut queue, true);
+        Some(written)
+    }
+
     /// One record for the refusals of one address in one second.
     fn write_folded(&self, due: Vec<Folded>) {
         for folded in due {
@@ -563,18 +709,15 @@ fn refuse_waiting(lines: &mut VecDeque<Line>) {
     }
 }
 
-fn stamp() -> (Id, Moment) {
-    let now = Moment::now();
-    (Id::new(now, rand::random()), now)
-}
-
 thread_local! {
     /// The line being put into words: the memory is used again for the next one.
     static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 fn with_line<T>(phase: Phase, outcome: Option<Outcome>, entry: &Entry<'_>, then: impl FnOnce(&[u8]) -> T) -> T {
-    let (id, now) = stamp();
+    let now = Moment::now();
+    let exchange = if entry.exchange == 0 { rand::random() } else { entry.exchange };
+    let id = Id::of(now, phase, exchange);
     // A thread that ends has no such memory any more, but may still drop a receipt.
     let mut line = LINE.try_with(Cell::take).unwrap_or_default();
     line.clear();

@@ -39,6 +39,9 @@ const REQUEST_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 const POLICY_SECONDS: &[f64] =
     &[0.000_001, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.01, 0.1];
+/// A disk with a battery answers in tens of microseconds, one that spins in tens of milliseconds.
+const FSYNC_SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 const TOKENS_PER_SECOND: &[f64] = &[1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 250.0, 500.0, 1000.0];
 
 /// What a request came to: the `endpoint` label.
@@ -176,6 +179,16 @@ pub struct Metrics {
     audit_failing: IntGauge,
     audit_lag: IntGaugeVec,
     audit_dropped: IntCounterVec,
+    audit_fsync: Histogram,
+    audit_fsync_failures: IntCounter,
+    audit_segments: IntCounter,
+    audit_bytes: IntGauge,
+    audit_checkpoints: IntCounter,
+    audit_checkpoint_copy_failures: IntCounter,
+    audit_tombstones: IntCounter,
+    audit_deleted_bytes: IntCounter,
+    audit_adopted: IntCounter,
+    audit_crashed: IntCounter,
     folded_refusals: IntCounter,
 
     unparsed: IntCounterVec,
@@ -281,6 +294,24 @@ impl Metrics {
             audit_lag.with_label_values(&[sink]);
             audit_dropped.with_label_values(&[sink]);
         }
+        let audit_fsync = make.histogram("audit_fsync_seconds", "Time of one fsync of the audit.", FSYNC_SECONDS);
+        let audit_fsync_failures =
+            make.counter("audit_fsync_failures_total", "Fsyncs of the audit that failed; each ends its segment.");
+        let audit_segments = make.counter("audit_segments_total", "Segments of the audit that were opened.");
+        let audit_bytes =
+            make.gauge("audit_folder_bytes", "Bytes of all segments after retention last looked; 0 without retention.");
+        let audit_checkpoints = make.counter("audit_checkpoints_total", "Signed checkpoints written.");
+        let audit_checkpoint_copy_failures = make.counter(
+            "audit_checkpoint_copy_failures_total",
+            "Copies of checkpoints that did not reach audit.checkpoint_file.",
+        );
+        let audit_tombstones = make.counter("audit_tombstones_total", "Segments that retention deleted.");
+        let audit_deleted_bytes =
+            make.counter("audit_deleted_bytes_total", "Bytes of the segments that retention deleted.");
+        let audit_adopted =
+            make.counter("audit_adopted_total", "Chains of processes that died, taken over at the start.");
+        let audit_crashed =
+            make.counter("audit_crashed_requests_total", "Requests of processes that died, recorded as crashed.");
         let folded_refusals = make.counter(
             "folded_refusals_total",
             "Refusals of unknown callers that were counted in a folded audit record instead of written one by one.",
@@ -324,6 +355,16 @@ impl Metrics {
             audit_failing,
             audit_lag,
             audit_dropped,
+            audit_fsync,
+            audit_fsync_failures,
+            audit_segments,
+            audit_bytes,
+            audit_checkpoints,
+            audit_checkpoint_copy_failures,
+            audit_tombstones,
+            audit_deleted_bytes,
+            audit_adopted,
+            audit_crashed,
             folded_refusals,
             unparsed,
             panics,
@@ -507,6 +548,38 @@ impl Metrics {
 
     pub(super) fn audit_lag(&self, sink: &'static str, records: u64) {
         self.audit_lag.with_label_values(&[sink]).set(i64::try_from(records).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn audit_synced(&self, took: Duration, failed: bool) {
+        self.audit_fsync.observe(took.as_secs_f64());
+        self.audit_fsync_failures.inc_by(u64::from(failed));
+    }
+
+    pub(super) fn audit_segment_opened(&self) {
+        self.audit_segments.inc();
+    }
+
+    pub(super) fn audit_bytes(&self, bytes: u64) {
+        self.audit_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn audit_checkpoint(&self) {
+        self.audit_checkpoints.inc();
+    }
+
+    pub(super) fn audit_checkpoint_copy_failed(&self) {
+        self.audit_checkpoint_copy_failures.inc();
+    }
+
+    pub(super) fn audit_tombstone(&self, bytes: u64) {
+        self.audit_tombstones.inc();
+        self.audit_deleted_bytes.inc_by(bytes);
+    }
+
+    /// One chain of a process that died, and how many requests it had open.
+    pub(super) fn audit_adopted(&self, requests: u64) {
+        self.audit_adopted.inc();
+        self.audit_crashed.inc_by(requests);
     }
 
     pub(super) fn audit_dropped(&self, sink: &'static str, records: u64) {

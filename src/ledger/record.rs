@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, de};
@@ -37,6 +38,8 @@ const LIST_ITEMS: usize = 16;
 /// `None` is "unknown" and becomes `null`.
 #[derive(Clone, Copy, Default)]
 pub struct Entry<'a> {
+    /// A random number that the ids of all records of one exchange end with. 0: it has one record only.
+    pub exchange: u64,
     // Who.
     pub agent_id: Option<&'a str>,
     pub session_id: Option<&'a str>,
@@ -258,7 +261,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The id of a record: a UUID of version 7 (RFC 9562), so that ids sort by time.
+/// The id of a record: a UUID of version 7 (RFC 9562), so that ids sort by time. The records of one exchange end with the same 62 random
+/// bits, by which a `final` is known to belong to its `request`; the 12 bits before say the phase, so that no two are equal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Id(Uuid);
 
@@ -268,6 +272,29 @@ impl Id {
     pub fn new(at: Moment, random: [u8; 10]) -> Id {
         let millis = (at.0.max(0) / 1000) as u64;
         Id(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+    }
+}
+
+impl Id {
+    /// The id of a record of this exchange.
+    pub fn of(at: Moment, phase: Phase, exchange: u64) -> Id {
+        let mut random = [0; 10];
+        random[1] = phase as u8;
+        random[2..].copy_from_slice(&exchange.to_be_bytes());
+        Id::new(at, random)
+    }
+
+    /// What the ids of the exchange's records have in common.
+    pub fn exchange(self) -> u64 {
+        self.0.as_u64_pair().1 & (u64::MAX >> 2) // without the two bits of the variant
+    }
+}
+
+impl FromStr for Id {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Id, uuid::Error> {
+        Uuid::try_parse(text).map(Id)
     }
 }
 
@@ -482,6 +509,7 @@ mod tests {
 
     fn full<'a>(roles: &'a [String]) -> Entry<'a> {
         Entry {
+            exchange: 0,
             agent_id: Some("agent-1"),
             session_id: Some("session-1"),
             agent_roles: Some(roles),
@@ -667,6 +695,19 @@ mod tests {
         assert!(Record::read(&sealed).is_some(), "its line too");
         assert!(Record::read(b"{}").is_none());
         assert!(Record::read(&written.as_bytes()[..written.len() / 2]).is_none());
+    }
+
+    #[test]
+    fn ids_of_one_exchange_end_alike_and_none_is_another() {
+        let at = Moment::from_microseconds(1_795_372_516_000_001);
+        let exchange = u64::MAX - 5;
+        let ids = Phase::ALL.map(|phase| Id::of(at, phase, exchange));
+        assert!(ids.iter().all(|id| id.exchange() == ids[0].exchange()));
+        assert_ne!(ids[0].exchange(), Id::of(at, Phase::Request, 7).exchange());
+        let mut texts: Vec<String> = ids.iter().map(Id::to_string).collect();
+        assert!(texts.iter().all(|text| text.parse::<Id>().is_ok_and(|id| id.exchange() == ids[0].exchange())));
+        texts.dedup();
+        assert_eq!(texts.len(), 3, "{texts:?}");
     }
 
     #[test]

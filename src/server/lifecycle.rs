@@ -1,5 +1,6 @@
 //! Signals and drain. Pingora's own SIGTERM sleeps 300 s whatever happens, and tasks that it ends never settle (traps, Pingora 8).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,8 +30,8 @@ pub fn asked_to_stop(mut stop: watch::Receiver<bool>) -> Result<impl Future<Outp
     })
 }
 
-/// No new connections; what runs may finish within `within`, then it is cut with an error frame; every record is written.
-pub async fn drain(site: &Site, within: Duration, close_public: watch::Sender<bool>) {
+/// No new connections; what runs may finish within `within`, then it is cut with an error frame; every record is written, and the audit closed.
+pub async fn drain(site: &Arc<Site>, within: Duration, close_public: watch::Sender<bool>) {
     site.drain();
     let _ = close_public.send(true); // nobody listens: every connection is closed already
     if tokio::time::timeout(within, site.live.emptied()).await.is_err() {
@@ -38,7 +39,10 @@ pub async fn drain(site: &Site, within: Duration, close_public: watch::Sender<bo
         site.live.cut_all(Cut::Shutdown);
         let _ = tokio::time::timeout(AFTER_CUT, site.live.emptied()).await;
     }
-    if let Err(e) = site.ledger.audit.flush(LAST_RECORDS).await {
-        log::error!("the last audit records may be missing: {}", e.as_str());
+    let closing = Arc::clone(site);
+    match tokio::task::spawn_blocking(move || closing.ledger.audit.close(LAST_RECORDS)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => log::error!("the last audit records may be missing: {}", e.as_str()),
+        Err(e) => log::error!("the last audit records may be missing: {e}"),
     }
 }

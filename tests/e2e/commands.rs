@@ -448,7 +448,7 @@ async fn the_demo_serves_two_requests_prints_lines_that_work_and_ends_at_ctrl_c(
     }
     demo.interrupt();
     assert_eq!(demo.ended().await, Some(0));
-    assert!(dir.path().join("state/audit/audit.jsonl").exists());
+    assert_eq!(crate::house::segments(&dir.path().join("state/audit")).len(), 1);
 }
 
 /// A running demo and what it printed so far.

@@ -51,6 +51,7 @@ pub struct House {
     pub public: SocketAddr,
     pub operator: SocketAddr,
     pub dir: tempfile::TempDir,
+    command: Command,
     child: Child,
     log: Arc<Mutex<String>>,
     issuer: Issuer,
@@ -95,34 +96,16 @@ impl House {
             command.env("BEHAVRY_POLICY_DIR", &policies);
         }
         command.envs(plan.env.iter().map(|(name, value)| (name, value)));
-        let mut child = command.spawn().expect("the program starts");
         let log = Arc::new(Mutex::new(String::new()));
-        keep_reading(child.stdout.take().expect("piped"), Arc::clone(&log), |_| {});
-        let (told, ready) = std::sync::mpsc::channel();
-        keep_reading(child.stderr.take().expect("piped"), Arc::clone(&log), move |line| {
-            if let Some((_, address)) = line.split_once("listening on http://") {
-                let _ = told
-                    .send((line.starts_with("operator"), address.trim().parse::<SocketAddr>().expect("an address")));
-            }
-        });
-        let (mut public, mut operator) = (None, None);
-        while public.is_none() || operator.is_none() {
-            match ready.recv_timeout(PATIENCE) {
-                Ok((true, address)) => operator = Some(address),
-                Ok((false, address)) => public = Some(address),
-                Err(_) => panic!("the proxy did not start:\n{}", log.lock().expect("not poisoned")),
-            }
-        }
+        let (child, public, operator) = start(&mut command, &log);
         let key = SigningKey::from_pem(KEY).expect("a good key");
-        House {
-            simulator,
-            public: public.expect("seen"),
-            operator: operator.expect("seen"),
-            dir,
-            child,
-            log,
-            issuer: Issuer::new(key, "behavry", 3600),
-        }
+        House { simulator, public, operator, dir, command, child, log, issuer: Issuer::new(key, "behavry", 3600) }
+    }
+
+    /// Starts the program again, on other ports and in the same folders, after its end.
+    pub async fn restart(&mut self) {
+        self.exit().await;
+        (self.child, self.public, self.operator) = start(&mut self.command, &self.log);
     }
 
     /// A token that may read and infer.
@@ -161,20 +144,25 @@ impl House {
         Request::get("/metrics").send(self.operator).await.text()
     }
 
-    pub fn audit_file(&self) -> PathBuf {
-        self.dir.path().join("state/audit/audit.jsonl")
+    pub fn audit_dir(&self) -> PathBuf {
+        self.dir.path().join("state/audit")
+    }
+
+    /// The text of every segment, records and marks.
+    pub fn audit_text(&self) -> String {
+        segments(&self.audit_dir()).iter().filter_map(|segment| std::fs::read_to_string(segment).ok()).collect()
     }
 
     /// Every record so far.
     pub fn records(&self) -> Vec<Value> {
-        read_records(&self.audit_file())
+        read_records(&self.audit_dir())
     }
 
     /// The records of one request, once its final one is there.
     pub async fn records_of(&self, request_id: &str) -> Vec<Value> {
-        let file = self.audit_file();
+        let dir = self.audit_dir();
         wait_until(&format!("the final record of {request_id}"), || {
-            let records = read_records(&file);
+            let records = read_records(&dir);
             let ours: Vec<Value> =
                 records.into_iter().filter(|record| record["extra"]["request_id"] == *request_id).collect();
             ours.iter().any(|record| record["extra"]["phase"] == "final").then_some(ours)
@@ -217,6 +205,28 @@ impl House {
         let child = &mut self.child;
         wait_until("the program's end", || child.try_wait().expect("waited for")).await
     }
+}
+
+/// Starts a proxy and waits until it listens.
+fn start(command: &mut Command, log: &Arc<Mutex<String>>) -> (Child, SocketAddr, SocketAddr) {
+    let mut child = command.spawn().expect("the program starts");
+    keep_reading(child.stdout.take().expect("piped"), Arc::clone(log), |_| {});
+    let (told, ready) = std::sync::mpsc::channel();
+    keep_reading(child.stderr.take().expect("piped"), Arc::clone(log), move |line| {
+        if let Some((_, address)) = line.split_once("listening on http://") {
+            let _ =
+                told.send((line.starts_with("operator"), address.trim().parse::<SocketAddr>().expect("an address")));
+        }
+    });
+    let (mut public, mut operator) = (None, None);
+    while public.is_none() || operator.is_none() {
+        match ready.recv_timeout(PATIENCE) {
+            Ok((true, address)) => operator = Some(address),
+            Ok((false, address)) => public = Some(address),
+            Err(_) => panic!("the proxy did not start:\n{}", log.lock().expect("not poisoned")),
+        }
+    }
+    (child, public.expect("seen"), operator.expect("seen"))
 }
 
 /// The program, which sees nothing of this machine's environment but `PATH`.
@@ -268,8 +278,24 @@ impl Drop for House {
     }
 }
 
-pub fn read_records(file: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
+/// The audit's files in a folder, in order.
+pub fn segments(dir: &Path) -> Vec<PathBuf> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let mut segments: Vec<PathBuf> = names.filter(|name| name.extension().is_some_and(|end| end == "jsonl")).collect();
+    segments.sort();
+    segments
+}
+
+/// The records in a folder of segments, without the marks of the chain.
+pub fn read_records(dir: &Path) -> Vec<Value> {
+    let mut records: Vec<Value> = segments(dir).iter().flat_map(|segment| read_lines(segment)).collect();
+    records.retain(|line| ["request", "stream_start", "final"].iter().any(|phase| line["extra"]["phase"] == *phase));
+    records
+}
+
+/// Every whole line of a segment, records and marks.
+pub fn read_lines(segment: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(segment).unwrap_or_default();
     // The last line may be half written at this moment.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole

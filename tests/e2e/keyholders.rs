@@ -51,7 +51,7 @@ impl Keyholders {
 
     /// Everything that the proxy wrote: log, audit, metrics.
     pub async fn written(&self) -> String {
-        let audit = std::fs::read_to_string(self.house.audit_file()).unwrap_or_default();
+        let audit = self.house.audit_text();
         self.house.log() + &audit + &self.house.metrics().await
     }
 }

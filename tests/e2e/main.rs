@@ -15,6 +15,7 @@ mod backstage;
 mod bare_door;
 mod bodies;
 mod commands;
+mod crashes;
 mod devices;
 mod door;
 mod governed;

@@ -371,7 +371,7 @@ async fn a_query_passes_as_it_is_and_is_never_written_down() {
         assert_eq!((reply.status, reply.code()), (400, "bad_framing".to_owned()), "{path}");
     }
     assert!(house.simulator.seen().is_empty());
-    let written = house.log() + &std::fs::read_to_string(house.audit_file()).unwrap() + &house.metrics().await;
+    let written = house.log() + &house.audit_text() + &house.metrics().await;
     assert!(!written.contains("CANARY"), "a query was written down");
 }
 
@@ -448,7 +448,7 @@ async fn a_body_where_none_belongs_is_refused_and_a_body_that_is_no_json_too() {
         assert_eq!((reply.status, reply.code()), (400, "invalid_body".to_owned()), "{body}");
         assert!(!reply.text().contains("CANARY"), "a body is never quoted");
     }
-    let written = house.log() + &std::fs::read_to_string(house.audit_file()).unwrap();
+    let written = house.log() + &house.audit_text();
     assert!(!written.contains("PROMPT-CANARY"));
     let encoded = Request::post("/api/chat", json!({})).header("content-encoding", "gzip").bearer(&token);
     let reply = house.send(encoded).await;

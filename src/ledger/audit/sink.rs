@@ -1,102 +1,135 @@
-//! Where lines go first: a file, or standard output where it is the only one.
+//! Where lines go first: a chain of segments in a folder, or standard output where it is the only sink.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Write};
+use std::time::Instant;
+
+use super::journal::Journal;
+use crate::ledger::chain::{self, Head};
 
 /// The sink that gives receipts.
 pub(super) enum Sink {
-    File(LogFile),
-    Stream(File),
+    Journal(Box<Journal>),
+    Stream(Stream),
 }
 
-/// A file appended to by us alone.
-pub(super) struct LogFile {
-    path: PathBuf,
-    /// `None`: the name led nowhere when it was last looked up.
-    file: Option<File>,
+/// What came of an append.
+pub(super) struct Appended {
+    /// How many of the events are in the sink, as whole lines.
+    pub lines: usize,
+    /// What stopped the next one, or the fsync that was asked for.
+    pub result: io::Result<()>,
 }
 
 impl Sink {
-    /// Writes as much as goes: how much that was, and what stopped it.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
-        let file = match self {
-            Sink::File(LogFile { file: Some(file), .. }) | Sink::Stream(file) => file,
-            Sink::File(LogFile { file: None, .. }) => return (0, Err(io::ErrorKind::NotFound.into())),
-        };
-        let mut written = 0;
-        while written < bytes.len() {
-            match file.write(&bytes[written..]) {
-                Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
-                Ok(more) => written += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return (written, Err(error)),
-            }
-        }
-        (written, Ok(()))
-    }
-
-    /// Takes back the last `torn_bytes` that were written. `false`: they are still there.
-    pub(super) fn cut(&mut self, torn_bytes: u64) -> bool {
+    /// Writes events as lines of the chain, as many as go. `durably`: the lines count only once an fsync has returned; where it fails,
+    /// `lines` are in the file all the same.
+    pub(super) fn append(&mut self, events: &[&[u8]], durably: bool) -> Appended {
         match self {
-            Sink::File(LogFile { file: Some(file), .. }) => cut(file, torn_bytes).unwrap_or(false),
-            Sink::File(LogFile { file: None, .. }) | Sink::Stream(_) => false,
+            Sink::Journal(journal) => journal.append(events, durably),
+            Sink::Stream(stream) => stream.append(events),
         }
     }
 
-    /// Looks whether the name still leads to the open file, and opens what is there now if it does not. `true`: it is another file.
-    pub(super) fn reopened(&mut self) -> io::Result<bool> {
-        let Sink::File(log) = self else { return Ok(false) };
-        let (there, open) = (fs::metadata(&log.path).ok(), log.file.as_ref().and_then(|file| file.metadata().ok()));
-        if let (Some(there), Some(open)) = (there, open)
-            && (there.dev(), there.ino()) == (open.dev(), open.ino())
-        {
-            return Ok(false);
+    /// The text of the lines that the last append wrote.
+    pub(super) fn lines(&self) -> &[u8] {
+        match self {
+            Sink::Journal(journal) => journal.lines(),
+            Sink::Stream(_) => &[],
         }
-        log.file = None;
-        *log = LogFile::open(&log.path)?;
-        log::warn!("audit: {} was renamed or removed; it is opened anew", log.path.display());
-        Ok(true)
+    }
+
+    /// What is due by the clock: the look at the file's name, rotation, checkpoints.
+    pub(super) fn tick(&mut self) -> io::Result<()> {
+        match self {
+            Sink::Journal(journal) => journal.tick(),
+            Sink::Stream(_) => Ok(()),
+        }
+    }
+
+    /// When what was written has to be on the disk, if the configuration says so.
+    pub(super) fn sync_due(&self) -> Option<Instant> {
+        match self {
+            Sink::Journal(journal) => journal.sync_due(),
+            Sink::Stream(_) => None,
+        }
+    }
+
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        match self {
+            Sink::Journal(journal) => journal.sync(),
+            Sink::Stream(_) => Ok(()),
+        }
+    }
+
+    /// The end, in order.
+    pub(super) fn close(&mut self) -> io::Result<()> {
+        match self {
+            Sink::Journal(journal) => journal.stop(),
+            Sink::Stream(_) => Ok(()),
+        }
     }
 }
 
 impl fmt::Display for Sink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Sink::File(log) => write!(f, "{}", log.path.display()),
+            Sink::Journal(journal) => write!(f, "{}", journal.folder().display()),
             Sink::Stream(_) => f.write_str("standard output"),
         }
     }
 }
 
-impl LogFile {
-    /// Opens the file, which is made if it is not there, as is its folder. A last line without an end (of an earlier process that died)
-    /// is ended, not cut: it is not ours.
-    pub(super) fn open(path: &Path) -> io::Result<LogFile> {
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+/// Standard output as the only sink: one chain from `GENESIS`, without marks. Nothing can be taken back from a pipe, so after a write
+/// that stopped in mid-line the next one goes on there.
+pub(super) struct Stream {
+    file: File,
+    head: Head,
+    /// Sealed lines that are not wholly written, and how much of them is.
+    sealed: Vec<u8>,
+    written: usize,
+    /// Where the lines in `sealed` end.
+    ends: VecDeque<usize>,
+}
+
+impl Stream {
+    pub(super) fn new(file: File) -> Stream {
+        Stream { file, head: Head::Genesis, sealed: Vec::new(), written: 0, ends: VecDeque::new() }
+    }
+
+    /// The first events may be sealed already: those that an earlier append did not finish.
+    fn append(&mut self, events: &[&[u8]]) -> Appended {
+        for event in &events[self.ends.len().min(events.len())..] {
+            self.head = chain::seal(event, self.head, &mut self.sealed);
+            self.ends.push_back(self.sealed.len());
         }
-        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(path)?;
-        let about = file.metadata()?;
-        if about.is_file() && about.len() > 0 {
-            let mut last = [0];
-            file.read_exact_at(&mut last, about.len() - 1)?;
-            if last != *b"\n" {
-                file.write_all(b"\n")?;
-            }
+        let (more, result) = write_all(&mut self.file, &self.sealed[self.written..]);
+        self.written += more;
+        let mut lines = 0;
+        while self.ends.front().is_some_and(|end| *end <= self.written) {
+            self.ends.pop_front();
+            lines += 1;
         }
-        Ok(LogFile { path: path.to_owned(), file: Some(file) })
+        if self.written == self.sealed.len() {
+            self.sealed.clear();
+            self.written = 0;
+        }
+        Appended { lines, result }
     }
 }
 
-/// Only where our bytes are the last ones: in append mode the position is the end of what this handle wrote (open(2)).
-fn cut(file: &mut File, torn_bytes: u64) -> io::Result<bool> {
-    let (end, about) = (file.stream_position()?, file.metadata()?);
-    if !about.is_file() || about.len() != end || end < torn_bytes {
-        return Ok(false);
+/// Writes as much as goes: how much that was, and what stopped it.
+pub(super) fn write_all(file: &mut File, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (written, Err(error)),
+        }
     }
-    file.set_len(end - torn_bytes)?;
-    Ok(true)
+    (written, Ok(()))
 }

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::echo::Echo;
 use super::sink::Sink;
-use super::{Kind, Line, Phase, Shared, refuse_waiting};
-use crate::ledger::chain::{self, Head};
+use super::{Durability, Kind, Line, Phase, Shared, refuse_waiting};
 
-/// How often the file's name is looked up, and what strangers left is written. Twice in the second within which a file that was
+/// How often the sink is asked what is due (the file's name is looked up), and what strangers left is written. Twice in the second within which a file that was
 /// renamed or removed has to be noticed.
 const CHECK_EVERY: Duration = Duration::from_millis(400);
 
@@ -23,17 +22,7 @@ pub(super) fn start(shared: Arc<Shared>, sink: Sink, echo: Option<Arc<Echo>>) ->
     let watched = Arc::downgrade(&shared);
     let tick = (shared.settings.patience / 4).clamp(Duration::from_millis(5), Duration::from_millis(250));
     std::thread::Builder::new().name("audit-watch".to_owned()).spawn(move || watch(&watched, tick))?;
-    let writer = Writer {
-        shared,
-        sink,
-        echo,
-        events: Vec::new(),
-        head: Head::Genesis,
-        bytes: Vec::new(),
-        start: 0,
-        torn: 0,
-        failing: false,
-    };
+    let writer = Writer { shared, sink, echo, events: Vec::new(), failing: false };
     std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run())?;
     Ok(())
 }
@@ -68,16 +57,8 @@ struct Writer {
     shared: Arc<Shared>,
     sink: Sink,
     echo: Option<Arc<Echo>>,
-    /// Memory for what is taken from the queue.
+    /// What was taken from the queue and is not written; its lines are in `shared.writing`.
     events: Vec<u8>,
-    /// The last line that was taken from the queue.
-    head: Head,
-    /// What was taken from the queue, sealed; its lines are in `shared.writing`.
-    bytes: Vec<u8>,
-    /// Where the first line that is not wholly written begins in `bytes`.
-    start: usize,
-    /// How much of that line is in the sink already.
-    torn: usize,
     failing: bool,
 }
 
@@ -91,7 +72,7 @@ impl Writer {
                 checked = Instant::now();
                 result = self.check();
             }
-            let result = result.and_then(|()| self.write());
+            let result = result.and_then(|()| self.write()).and_then(|()| self.sync_if_due());
             self.report(result);
             if closing && self.close() {
                 return;
@@ -101,7 +82,7 @@ impl Writer {
 
     /// Waits for work and takes it over. Says whether the end was asked for.
     fn take(&mut self) -> bool {
-        let shared = Arc::clone(&self.shared);
+        let shared = &self.shared;
         let mut queue = shared.queue.lock();
         if self.failing {
             shared.work.wait_for(&mut queue, shared.settings.retry_every);
@@ -110,33 +91,23 @@ impl Writer {
             let until = Instant::now() + shared.settings.linger;
             while !queue.urgent && !shared.work.wait_until(&mut queue, until).timed_out() {}
             if queue.lines.is_empty() && !queue.urgent {
+                let until = Instant::now() + CHECK_EVERY;
+                let until = self.sink.sync_due().map_or(until, |due| due.min(until));
                 queue.asleep = true;
-                shared.work.wait_for(&mut queue, CHECK_EVERY);
+                shared.work.wait_until(&mut queue, until);
                 queue.asleep = false;
             }
         }
         queue.urgent = false;
         let closing = queue.closing;
-        let mut events = std::mem::take(&mut self.events);
-        std::mem::swap(&mut events, &mut queue.bytes);
+        if self.events.is_empty() {
+            self.events.shrink_to(KEPT_BYTES);
+            std::mem::swap(&mut self.events, &mut queue.bytes);
+        } else {
+            self.events.append(&mut queue.bytes);
+        }
         let mut lines = std::mem::take(&mut queue.lines);
         drop(queue);
-        if self.bytes.is_empty() {
-            self.bytes.shrink_to(KEPT_BYTES);
-        }
-        let mut at = 0;
-        for line in &mut lines {
-            let event = &events[at..at + line.len_bytes];
-            at += line.len_bytes;
-            let begun = self.bytes.len();
-            if !event.is_empty() {
-                self.head = chain::seal(event, self.head, &mut self.bytes);
-            }
-            line.len_bytes = self.bytes.len() - begun;
-        }
-        events.clear();
-        events.shrink_to(KEPT_BYTES);
-        self.events = events;
         if lines.is_empty() {
             return closing;
         }
@@ -155,66 +126,100 @@ impl Writer {
         closing
     }
 
-    /// Once in a while: is the file still the one under its name; what did strangers leave; what was lost.
+    /// Once in a while: what the sink does by the clock; what did strangers leave; what was lost.
     fn check(&mut self) -> io::Result<()> {
         let due = self.shared.fold.lock().due(self.shared.started.elapsed().as_secs());
         self.shared.write_folded(due);
         self.shared.write_lost();
-        if self.sink.reopened()? {
-            self.torn = 0;
-        }
-        Ok(())
+        self.begin();
+        let result = self.sink.tick();
+        self.shared.writing.lock().since = None;
+        result
     }
 
-    /// Writes all that was taken.
+    /// From now on the watch counts.
+    fn begin(&self) {
+        self.shared.writing.lock().since = Some(Instant::now());
+    }
+
+    /// Writes all that was taken, in groups.
     fn write(&mut self) -> io::Result<()> {
-        loop {
-            let from = self.start + self.torn;
-            let upto = self.bytes.len().min(from + WRITE_BYTES);
-            if from < upto {
-                self.shared.writing.lock().since = Some(Instant::now());
+        let mut begin = 0;
+        let result = loop {
+            let group = self.group();
+            if group.lines == 0 {
+                break Ok(());
             }
-            let (written, result) = self.sink.write(&self.bytes[from..upto]);
-            self.written(self.torn + written);
-            if let Err(error) = result {
-                if self.torn > 0 && self.sink.cut(self.torn as u64) {
-                    self.torn = 0;
-                }
-                self.bytes.drain(..self.start);
-                self.start = 0;
-                return Err(error);
+            let mut end = begin;
+            let events: Vec<&[u8]> = group
+                .lengths
+                .iter()
+                .map(|length| {
+                    let event = &self.events[end..end + length];
+                    end += length;
+                    event
+                })
+                .collect();
+            let appended = self.sink.append(&events, group.durably);
+            let whole = appended.result.is_ok();
+            begin += group.lengths[..appended.lines].iter().sum::<usize>();
+            if self.failing && whole && begin == self.events.len() {
+                // Before anyone learns that their line is written: they may ask for more at once.
+                self.report(Ok(()));
             }
-            if self.start == self.bytes.len() {
-                self.bytes.clear();
-                self.start = 0;
-                return Ok(());
+            self.written(appended.lines, whole || !group.durably);
+            if let Err(error) = appended.result {
+                break Err(error);
             }
-        }
+        };
+        self.events.drain(..begin);
+        result
     }
 
-    /// Counted from `start`, `bytes` bytes are in the sink: answers for the whole lines among them.
-    fn written(&mut self, bytes: usize) {
-        let begin = self.start;
-        let end = begin + bytes;
-        if self.failing && end == self.bytes.len() {
-            // Before anyone learns that their line is written: they may ask for more at once.
-            self.report(Ok(()));
+    /// What is written with one call: the lines at the front of `shared.writing`.
+    fn group(&self) -> Group {
+        let strict = self.shared.settings.durability == Durability::Strict;
+        let mut group = Group::default();
+        let mut bytes = 0;
+        let mut writing = self.shared.writing.lock();
+        for line in &writing.lines {
+            if bytes > 0 && bytes + line.len_bytes > WRITE_BYTES {
+                break;
+            }
+            bytes += line.len_bytes;
+            group.lines += 1;
+            if line.len_bytes > 0 {
+                group.lengths.push(line.len_bytes);
+                group.durably |= match line.kind {
+                    Kind::Request(_) => strict,
+                    Kind::Mark(_) => true,
+                    Kind::StreamStart | Kind::Final | Kind::Loose => false,
+                };
+            }
         }
-        let (mut lines, mut loose, mut phases) = (0, 0, [0; Phase::ALL.len()]);
+        if group.lines > 0 {
+            writing.since = Some(Instant::now());
+        }
+        group
+    }
+
+    /// The first `written` lines with bytes, and what stands before the next one, are in the sink: answers for them. Where they are not
+    /// `durable`, although that was asked for, those who wait are refused.
+    fn written(&mut self, written: usize, durable: bool) {
+        let (mut lines, mut left, mut loose, mut phases) = (0, written, 0, [0; Phase::ALL.len()]);
         let mut writing = self.shared.writing.lock();
         writing.since = None;
         for line in &writing.lines {
-            if self.start + line.len_bytes > end {
+            if line.len_bytes > 0 && left == 0 {
                 break;
             }
-            self.start += line.len_bytes;
+            left -= usize::from(line.len_bytes > 0);
             lines += 1;
             loose += usize::from(matches!(line.kind, Kind::Loose));
             if let Some(phase) = line.kind.phase() {
                 phases[phase as usize] += 1;
             }
         }
-        self.torn = end - self.start;
         let records: u64 = phases.iter().sum();
         if records > 0 {
             let mut queue = self.shared.queue.lock();
@@ -226,18 +231,28 @@ impl Writer {
         for line in writing.lines.drain(..lines) {
             // Where nobody waits any more, sending fails: their room is free already.
             let _ = match line.kind {
-                Kind::Request(Some(waiting)) | Kind::Mark(waiting) => waiting.send(()),
-                Kind::Request(None) | Kind::StreamStart | Kind::Final | Kind::Loose => Ok(()),
+                Kind::Request(Some(waiting)) | Kind::Mark(waiting) if durable => waiting.send(()),
+                _ => Ok(()),
             };
         }
         drop(writing);
         if records > 0 {
-            let lines = &self.bytes[begin..self.start];
+            let lines = self.sink.lines();
             if let Some(echo) = &self.echo {
                 echo.copy(lines, records);
             }
             self.shared.activity.publish(lines);
         }
+    }
+
+    fn sync_if_due(&mut self) -> io::Result<()> {
+        if self.sink.sync_due().is_none_or(|due| due > Instant::now()) {
+            return Ok(());
+        }
+        self.begin();
+        let result = self.sink.sync();
+        self.shared.writing.lock().since = None;
+        result
     }
 
     /// Lets callers know whether requests can be taken.
@@ -271,12 +286,29 @@ impl Writer {
         self.shared.write_folded(left);
         self.shared.write_lost();
         let mut queue = self.shared.queue.lock();
-        queue.done = queue.open == 0 && queue.lines.is_empty() && self.bytes.is_empty();
-        if queue.done {
-            self.shared.done.notify_all();
-        } else if queue.open == 0 && !self.failing {
-            queue.urgent = true;
+        queue.done = queue.open == 0 && queue.lines.is_empty() && self.events.is_empty();
+        if !queue.done {
+            if queue.open == 0 && !self.failing {
+                queue.urgent = true;
+            }
+            return false;
         }
-        queue.done
+        drop(queue);
+        if let Err(error) = self.sink.close() {
+            log::error!("audit: {} could not be closed in order: {error}", self.sink);
+        }
+        self.shared.queue.lock().ended = true;
+        self.shared.done.notify_all();
+        true
     }
+}
+
+/// Lines that are written together.
+#[derive(Default)]
+struct Group {
+    lines: usize,
+    /// Of those that have bytes.
+    lengths: Vec<usize>,
+    /// They count only once they are on the disk.
+    durably: bool,
 }

@@ -1,0 +1,110 @@
+//! `[audit]`: where the records go, how sure they are, and how long they stay.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, values};
+
+/// What a crash may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing when the process dies; what the kernel had not written when the power is lost.
+    Write,
+    /// Nothing when the process dies; `fsync_ms` when the power is lost.
+    Fsync,
+    /// Nothing: the `request` record is on the disk before the backend is contacted.
+    Strict,
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Audit {
+    /// Folder of the audit files. Empty: `audit` in the state folder. Variable `BEHAVRY_AUDIT_DIR`.
+    pub dir: PathBuf,
+    /// Write each record to standard output as well. Default true: the journal and containers collect it there.
+    pub stdout: bool,
+    /// Records for which room may be promised or taken at once; past it new requests are refused (503). A request takes
+    /// three. Default 65536, enough for `limits.in_flight` twice over.
+    #[serde(deserialize_with = "values::whole::<_, _, 16, 16_777_216>")]
+    pub room_records: usize,
+    /// Refusals without a caller that one client address gets a record each for, per second; the rest are counted in
+    /// one record. Default 10.
+    #[serde(deserialize_with = "values::whole::<_, _, 0, 1_000_000>")]
+    pub refusals_per_second: u32,
+    /// `write`, `fsync` or `strict`. Default `fsync`: no request waits for the disk, and a loss of power takes one second at most.
+    pub durability: Durability,
+    /// The longest that a record is written and not synced, with `fsync`; with `strict`, for records that nobody waits for.
+    /// Default 1000 ms: a disk that spins is then busy with it for some hundredths of the time.
+    #[serde(
+        rename = "fsync_ms",
+        deserialize_with = "values::millis::<_, 1, 60_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub fsync: Duration,
+    /// A segment is closed, and the next one opened, when it has this many bytes. Default 256 MiB, some 300,000 records: a file that
+    /// tools still open at once.
+    #[serde(deserialize_with = "values::whole::<_, _, 4096, 0x100_0000_0000>")]
+    pub rotate_bytes: u64,
+    /// A segment with records is closed when it is this old. Default 86400 s: a day a file.
+    #[serde(
+        rename = "rotate_age_s",
+        deserialize_with = "values::seconds::<_, 1, 31_536_000>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub rotate_age: Duration,
+    /// Segments whose last record is older are deleted, and a signed tombstone says so. Default 0, for ever: what an auditor may
+    /// ask for is the operator's to say.
+    #[serde(deserialize_with = "values::whole::<_, _, 0, 36_500>")]
+    pub keep_days: u32,
+    /// While the segments together have more bytes, the oldest is deleted, likewise. At least twice `rotate_bytes`. Default 0, no
+    /// bound.
+    #[serde(deserialize_with = "values::whole::<_, _, 0, 0x1_0000_0000_0000>")]
+    pub keep_bytes: u64,
+    /// Between two signed checkpoints, if something was written. Default 60 s: what is cut off the end of a chain without a trace is
+    /// a minute's records at most.
+    #[serde(
+        rename = "checkpoint_s",
+        deserialize_with = "values::seconds::<_, 1, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub checkpoint: Duration,
+    /// Checkpoints are appended to this file too. Best on another disk, or another machine's. Empty: only in the segments.
+    pub checkpoint_file: PathBuf,
+}
+
+impl Default for Audit {
+    fn default() -> Audit {
+        Audit {
+            dir: PathBuf::new(),
+            stdout: true,
+            room_records: 65_536,
+            refusals_per_second: 10,
+            durability: Durability::Fsync,
+            fsync: Duration::from_millis(1000),
+            rotate_bytes: 256 << 20,
+            rotate_age: Duration::from_secs(86_400),
+            keep_days: 0,
+            keep_bytes: 0,
+            checkpoint: Duration::from_secs(60),
+            checkpoint_file: PathBuf::new(),
+        }
+    }
+}
+
+impl Audit {
+    /// What no single value shows.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if self.keep_bytes > 0 && self.keep_bytes < 2 * self.rotate_bytes {
+            return Err(ConfigError::new(
+                "audit.keep_bytes, audit.rotate_bytes",
+                "less is kept than two segments have, so requests that run could lose their records",
+                "raise keep_bytes or lower rotate_bytes",
+            ));
+        }
+        Ok(())
+    }
+}
