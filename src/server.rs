@@ -182,7 +182,7 @@ pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger
         cloud_models: config.egress.cloud_models,
         catalogue: !config.catalogue.refresh.is_zero(),
         silence: config.backend_timeouts.silence,
-        token_places: Places::new(PlaceSettings::default()),
+        token_places: Places::new(PlaceSettings::within(config.limits.in_flight)),
         guesses: Guesses::new(GuessSettings {
             requests_per_minute: config.identity.token_requests_per_minute,
             wrong_secrets_per_minute: config.identity.wrong_secrets_per_minute,

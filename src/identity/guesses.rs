@@ -67,7 +67,7 @@ pub struct Guess<'a> {
     counted_elsewhere: bool,
 }
 
-/// The allowances of everybody. One lock: what is done under it takes less than a microsecond, a check of a secret 20,000.
+/// The allowances of everybody. One lock: a handful of hashes of short texts are made under it, for each check of a secret by argon2.
 pub struct Guesses {
     state: Mutex<State>,
 }

@@ -18,9 +18,12 @@ pub struct PlaceSettings {
     pub per_address: usize,
 }
 
-impl Default for PlaceSettings {
-    fn default() -> PlaceSettings {
-        PlaceSettings { total: 1024, per_address: 128 }
+impl PlaceSettings {
+    /// For a proxy that serves so many requests at once: half of them at most, and one address half of that, so that strangers leave
+    /// room for those who have a token whatever the limit is.
+    pub fn within(in_flight: usize) -> PlaceSettings {
+        let total = (in_flight / 2).clamp(1, 1024);
+        PlaceSettings { total, per_address: (total / 2).clamp(1, 128) }
     }
 }
 
@@ -102,6 +105,19 @@ mod tests {
         let _other = places.take(address(2)).expect("others have theirs");
         drop(held);
         assert!(places.take(address(1)).is_ok(), "places come back");
+    }
+
+    #[test]
+    fn strangers_leave_room_for_those_who_have_a_token_whatever_the_limit_is() {
+        for in_flight in [2, 3, 10, 300, 10_000, 1_000_000] {
+            let PlaceSettings { total, per_address } = PlaceSettings::within(in_flight);
+            assert!(
+                1 <= per_address && per_address <= total && total <= in_flight / 2,
+                "{in_flight}: {total}, {per_address}"
+            );
+        }
+        let ordinary = PlaceSettings::within(10_000);
+        assert_eq!((ordinary.total, ordinary.per_address), (1024, 128));
     }
 
     #[test]
