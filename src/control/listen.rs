@@ -177,7 +177,11 @@ where
     let mut line = serde_json::to_vec(&reply).unwrap_or_default();
     line.push(b'\n');
     timeout(LINE_PATIENCE, stream.write_all(&line)).await??;
-    stream.shutdown().await
+    stream.shutdown().await?;
+    // A socket closed over unread bytes takes the answer back (ECONNRESET): what is left of too long a line is dropped first.
+    let mut rest = stream.take(MAX_REQUEST_BYTES);
+    timeout(LINE_PATIENCE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await??;
+    Ok(())
 }
 
 fn read_request(line: &[u8]) -> Result<Request, Fault> {

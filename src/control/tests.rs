@@ -57,7 +57,7 @@ fn a_command_whose_answer_ends_the_proxy_has_its_answer() {
     let state = root.path().to_owned();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (close, mut closing) = tokio::sync::watch::channel(false);
-    let asked = runtime.block_on(async {
+    let answered = runtime.block_on(async {
         let control = open(root.path()).unwrap();
         let answer = move |_| {
             let close = close.clone();
@@ -70,9 +70,9 @@ fn a_command_whose_answer_ends_the_proxy_has_its_answer() {
         let asked = tokio::task::spawn_blocking(move || ask(&state, &Request::Drain));
         control.serve(answer, async move { _ = closing.wait_for(|closed| *closed).await }).await;
         assert!(!socket_path(root.path()).exists());
-        asked.await
+        asked.await.unwrap().unwrap()
     });
-    assert_eq!(asked.unwrap().unwrap(), json!("ended"));
+    assert_eq!(answered, json!("ended"));
 }
 
 #[test]
