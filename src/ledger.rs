@@ -211,7 +211,7 @@ mod tests {
         ledger.audit.close(Duration::from_secs(20)).expect("all is written");
 
         let segment = trail::segments(&folder).expect("the folder").swap_remove(0);
-        let text = std::fs::read_to_string(segment.path(&folder)).expect("the audit file");
+        let text = std::fs::read_to_string(folder.join(segment.to_string())).expect("the audit file");
         std::fs::remove_dir_all(folder).expect("removed");
         let lines: Vec<_> = text.lines().filter_map(|line| Record::read(line.as_bytes())).collect();
         let finals = |agent: Option<&str>| {

@@ -153,7 +153,7 @@ impl Live {
     /// Ends every running exchange whose caller `ends` names, and says how many.
     ///
     /// It looks at each exchange in turn instead of keeping an index by session and agent: revocations are rare, and requests would
-    /// pay for the index. 10,000 running exchanges take a millisecond (bench/RESULTS.md).
+    /// pay for the index.
     pub fn cut_those(&self, why: Cut, ends: impl Fn(&Caller) -> bool) -> usize {
         let mut cut = 0;
         for shard in &self.shards {

@@ -112,6 +112,9 @@ impl Reloader {
         let (config, last, mut looked) = (Arc::clone(&self.config), self.site.snapshot.load_full(), *seen);
         // Files, and a policy to compile: not on a worker.
         let loaded = spawn_blocking(move || {
+            if what == Reloaded::Keys && !assemble::signs_with_own_keys(&config) {
+                return (looked, None); // configured keys are read at the start; those of a URL are swapped in from elsewhere
+            }
             let before = looked;
             let changed = looked.look(&config, &last, what);
             if !changed && !whether_changed_or_not {

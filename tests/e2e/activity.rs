@@ -128,7 +128,7 @@ async fn a_request_is_an_event_in_the_seeds_words_and_its_data_is_the_audits_lin
     {
         assert_eq!(record[column], value, "{column}");
     }
-    let file = std::fs::read_to_string(house.audit_file()).expect("the audit");
+    let file = house.audit_text();
     for event in [&first, &last] {
         assert!(file.lines().any(|line| line == event.data), "word for word, with its hashes: {}", event.data);
     }

@@ -9,7 +9,7 @@ use behavry_ollama_proxy::simulator::SimulatorOptions;
 use serde_json::{Value, json};
 
 use crate::client::{Connection, Request};
-use crate::house::{House, Plan, read_lines, segments, wait_until};
+use crate::house::{House, Plan, program, read_lines, run_to_end, segments, wait_until};
 
 /// How often the program is killed; `BEHAVRY_TEST_KILLS` sets another number (tests/long).
 const KILLS: usize = 20;
@@ -36,6 +36,14 @@ fn checked(dir: &Path) -> Vec<Value> {
         }
     }
     found
+}
+
+/// What `audit verify` has against the audit of a house: nothing, where it holds.
+async fn verified(house: &House) -> String {
+    let mut command = program(&["audit", "verify", "--json"]);
+    command.env("BEHAVRY_STATE_DIR", house.dir.path().join("state"));
+    let ended = run_to_end(command).await;
+    if ended.code == Some(0) { String::new() } else { format!("{}{}", ended.stdout, ended.stderr) }
 }
 
 /// How many records of this phase each request id has.
@@ -98,6 +106,7 @@ async fn after_kill_9_at_any_moment_each_request_that_a_backend_saw_has_one_requ
     }
     let crashed = lines.iter().filter(|line| line["extra"]["outcome"] == "crashed").count();
     assert!(crashed > 0, "some of {} requests were open", requests.len());
+    assert_eq!(verified(&house).await, "");
     eprintln!("{kills} kills, {} requests, {} at the backend, {crashed} crashed", requests.len(), seen.len());
 }
 
@@ -198,6 +207,7 @@ async fn under_load_segments_rotate_and_no_record_is_lost() {
         let counts = counted(&lines, phase);
         assert!(counts.len() == 200 && counts.values().all(|count| *count == 1), "{phase}");
     }
+    assert_eq!(verified(&house).await, "");
 }
 
 /// A tmpfs of its own, gone with it.
@@ -302,4 +312,5 @@ async fn retention_deletes_the_oldest_segments_and_a_tombstone_says_so() {
         .filter_map(|line| line["extra"]["segment"].as_u64())
         .collect();
     assert!(told.contains(&u64::from(first.number - 1)), "{told:?}");
+    assert_eq!(verified(&house).await, "");
 }

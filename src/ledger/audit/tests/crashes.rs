@@ -2,6 +2,7 @@
 //! any byte.
 
 use super::*;
+use crate::ledger::verify;
 
 /// A folder as it would be if its process had died now.
 fn copy(from: &Path, to: &Path) {
@@ -106,6 +107,8 @@ async fn whoever_is_killed_wherever_each_request_has_exactly_one_final_in_the_en
             fs::write(survey::path(&second, mine, 1), &taken[..again]).expect("cut");
             start(&second).close(LONG).expect("all is written");
             exactly_one_final_each(&second, cut, again);
+            let verdict = verify::verify(&second, &verify::Against::default()).expect("it can be read");
+            assert!(verdict.holds(), "cut at {cut} and {again}: {:?}", verdict.problems);
             fs::remove_dir_all(&second).expect("removed");
         }
         adopter.close(LONG).expect("its end, or it would make the folder anew");
