@@ -58,6 +58,8 @@ pub(super) struct Journal {
     /// What the last append sealed; of that, what was written as whole lines.
     sealed: Vec<u8>,
     whole: usize,
+    /// What the last mark was, as a line.
+    marked: Vec<u8>,
 }
 
 struct Segment {
@@ -101,6 +103,7 @@ impl Journal {
             checkpointed: (Instant::now(), 0),
             sealed: Vec::new(),
             whole: 0,
+            marked: Vec::new(),
         }
     }
 
@@ -112,6 +115,7 @@ impl Journal {
         self.writer
     }
 
+    /// The text of the lines that the last append wrote.
     pub(super) fn lines(&self) -> &[u8] {
         &self.sealed[..self.whole]
     }
@@ -194,7 +198,7 @@ impl Journal {
         };
         let signature = self.key.sign(&unsigned.payload(&at.to_string()).unwrap_or_default());
         self.mark_at(&Mark::Checkpoint { writer, segment, count, head, key_id, signature }, at)?;
-        self.keeper.second_place(self.lines());
+        self.keeper.second_place(&self.marked);
         self.checkpointed = (Instant::now(), self.count);
         self.metrics.audit_checkpoint();
         Ok(())
@@ -207,7 +211,12 @@ impl Journal {
 
     fn mark_at(&mut self, mark: &Mark, at: Moment) -> io::Result<()> {
         let event = mark.event(Id::new(at, rand::random()), at);
+        // A mark may follow the lines of an append before those were shown to anybody.
+        let shown = self.whole;
+        std::mem::swap(&mut self.sealed, &mut self.marked);
         let (lines, result) = self.put(&[&event]);
+        std::mem::swap(&mut self.sealed, &mut self.marked);
+        self.whole = shown;
         if lines > 0 {
             self.unsynced.get_or_insert_with(Instant::now);
         }

@@ -37,7 +37,7 @@ impl Sink {
     pub(super) fn lines(&self) -> &[u8] {
         match self {
             Sink::Journal(journal) => journal.lines(),
-            Sink::Stream(_) => &[],
+            Sink::Stream(stream) => &stream.sealed[..stream.whole],
         }
     }
 
@@ -87,20 +87,25 @@ impl fmt::Display for Sink {
 pub(super) struct Stream {
     file: File,
     head: Head,
-    /// Sealed lines that are not wholly written, and how much of them is.
+    /// Sealed lines: those that the last append finished, up to `whole`, and those that are not wholly written.
     sealed: Vec<u8>,
+    whole: usize,
     written: usize,
-    /// Where the lines in `sealed` end.
+    /// Where the lines in `sealed` end that are not wholly written.
     ends: VecDeque<usize>,
 }
 
 impl Stream {
     pub(super) fn new(file: File) -> Stream {
-        Stream { file, head: Head::Genesis, sealed: Vec::new(), written: 0, ends: VecDeque::new() }
+        Stream { file, head: Head::Genesis, sealed: Vec::new(), whole: 0, written: 0, ends: VecDeque::new() }
     }
 
     /// The first events may be sealed already: those that an earlier append did not finish.
     fn append(&mut self, events: &[&[u8]]) -> Appended {
+        self.sealed.drain(..self.whole);
+        self.written -= self.whole;
+        self.ends.iter_mut().for_each(|end| *end -= self.whole);
+        self.whole = 0;
         for event in &events[self.ends.len().min(events.len())..] {
             self.head = chain::seal(event, self.head, &mut self.sealed);
             self.ends.push_back(self.sealed.len());
@@ -108,13 +113,10 @@ impl Stream {
         let (more, result) = write_all(&mut self.file, &self.sealed[self.written..]);
         self.written += more;
         let mut lines = 0;
-        while self.ends.front().is_some_and(|end| *end <= self.written) {
+        while let Some(end) = self.ends.front().copied().filter(|end| *end <= self.written) {
             self.ends.pop_front();
+            self.whole = end;
             lines += 1;
-        }
-        if self.written == self.sealed.len() {
-            self.sealed.clear();
-            self.written = 0;
         }
         Appended { lines, result }
     }
