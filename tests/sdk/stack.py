@@ -213,16 +213,14 @@ class Proxy:
 
     def expired_token(self):
         """A token whose hour is over, signed with the proxy's own key by openssl: a second opinion on the format."""
-        keys = [path for path in (self.folder / "state").rglob("*")
-                if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
-        assert len(keys) == 1, f"{len(keys)} private keys in the state folder"
+        key = self.folder / "state" / "signing-key.pem"
         now = int(time.time())
         claims = {"sub": "sdk-agent", "jti": str(uuid.uuid4()), "iss": "behavry", "iat": now - 7200, "exp": now - 3600,
                   "roles": ["internal"], "permissions": ["web:read", "web:write"], "risk_tier": "medium"}
         head = json.loads(unpadded(self.token.split(".")[0]))
         assert head["alg"] == "RS256"
         signed = b".".join(padless(json.dumps(part).encode()) for part in (head, claims))
-        made = subprocess.run(["openssl", "dgst", "-sha256", "-sign", str(keys[0])], input=signed, capture_output=True,
+        made = subprocess.run(["openssl", "dgst", "-sha256", "-sign", str(key)], input=signed, capture_output=True,
                               check=True)
         return (signed + b"." + padless(made.stdout)).decode()
 
