@@ -1,9 +1,11 @@
 """The operator's listener: Prometheus can read it, and no client can put words into it."""
 import json
 import re
+import shutil
 import socket
 import subprocess
 import time
+import urllib.parse
 
 import pytest
 
@@ -98,3 +100,51 @@ def test_the_readmes_scrape_configuration_works_with_a_credential(tmp_path, back
     finally:
         prometheus.stop()
         guarded.stop()
+
+
+CONF = stack.ROOT / "conf"
+
+
+def dashboard_queries():
+    board = json.loads((CONF / "grafana/dashboard.json").read_text())
+    return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+
+
+def alert_text():
+    return (CONF / "prometheus/alerts.yml").read_text()
+
+
+def test_each_alert_fires_for_whom_it_should_and_for_nobody_else(tmp_path):
+    stack.needs("promtool", "prometheus")
+    shutil.copy(CONF / "prometheus/alerts.yml", tmp_path)
+    shutil.copy(stack.ROOT / "tests/sdk/alerts_test.yml", tmp_path)
+    for words in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run(["promtool", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+    tested = re.findall(r"alertname: (\w+)", (tmp_path / "alerts_test.yml").read_text())
+    assert sorted(tested) == sorted(re.findall(r"- alert: (\w+)", alert_text()))
+
+
+def test_the_dashboards_queries_are_promql(tmp_path):
+    stack.needs("promtool", "prometheus")
+    queries = [query.replace("$__rate_interval", "5m").replace("$instance", ".*") for query in dashboard_queries()]
+    assert len(queries) > 20 and not any("$" in query for query in queries)
+    rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dashboard_and_alerts_name_only_metrics_that_are_there(proxy, metrics):
+    # Some families are there once something of theirs has happened: the fixture saw to the others.
+    address = urllib.parse.urlsplit(proxy.base)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as stranger:
+        stranger.sendall(b"NO REQUEST\r\n\r\n")
+        while stranger.recv(4096):
+            pass
+    metrics = stack.call(proxy.operator + "/metrics").body.decode()
+    there = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)", metrics, re.MULTILINE):
+        there |= {name + end for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
+    named = set(re.findall(r"behavry_ollama_\w+", "\n".join(dashboard_queries()) + alert_text()))
+    assert len(named) > 20 and named <= there, named - there
