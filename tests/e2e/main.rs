@@ -9,6 +9,7 @@ mod agents;
 mod api_keys;
 mod attacks;
 mod audit;
+mod audit_commands;
 mod auth;
 mod backends;
 mod backstage;
