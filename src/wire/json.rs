@@ -4,6 +4,7 @@
 //! judgement needs what a deserializer hides: duplicate keys, how a key was spelled, and where in the bytes a value lies.
 //! Only RFC 8259 passes, in UTF-8; a text that two parsers could read in two ways must end here.
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// How deep containers may nest. Go stops at 10,000 and `serde_json` at 128; honest bodies (a JSON schema in a tool) stay
 /// under 40.
@@ -32,6 +33,8 @@ pub(crate) enum Shape {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Text<'a> {
     raw: &'a str,
+    /// Where `raw` lies in the text.
+    at: usize,
     /// There is a backslash in it.
     pub escaped: bool,
 }
@@ -39,6 +42,11 @@ pub(crate) struct Text<'a> {
 impl<'a> Text<'a> {
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty()
+    }
+
+    /// Where it lies in the text, with its quotes.
+    pub fn range(&self) -> Range<usize> {
+        self.at - 1..self.at + self.raw.len() + 1
     }
 
     /// The string itself. Lone surrogates become U+FFFD, as in Go.
@@ -67,6 +75,11 @@ impl<'a> Reader<'a> {
     /// Where the next byte lies, counted from the start of the text.
     pub fn at(&self) -> usize {
         self.at
+    }
+
+    /// What lies there. The range is of values that were read.
+    pub fn text(&self, range: Range<usize>) -> &'a str {
+        &self.text[range]
     }
 
     /// What the next value is; white space before it is passed over.
@@ -156,7 +169,7 @@ impl<'a> Reader<'a> {
             }
             self.at += stop + 1;
             if rest[stop] == b'"' {
-                return Ok(Text { raw: &self.text[start..self.at - 1], escaped });
+                return Ok(Text { raw: &self.text[start..self.at - 1], at: start, escaped });
             }
             escaped = true;
             match self.bytes.get(self.at) {

@@ -1,6 +1,7 @@
 //! The models in a list reply, filtered without touching what stays.
 use super::Endpoint;
 use super::json::{Malformed, Reader, Shape, fold};
+use super::rewrite::edit::{Edits, Siblings};
 use std::fmt;
 use std::ops::Range;
 
@@ -44,29 +45,19 @@ impl From<Malformed> for ListError {
 /// a name is cut: nobody can have allowed it. Other endpoints have no list ([`ListError`]).
 pub fn filter(endpoint: Endpoint, body: &[u8], keep: &mut dyn FnMut(&str) -> bool) -> Result<Filtered, ListError> {
     let list = read(endpoint, body)?;
-    let mut out = Vec::with_capacity(body.len());
     let (mut shown, mut hidden) = (0, 0);
-    // What is copied next begins here; an entry that is cut takes along what stands between it and its neighbour.
-    let mut from = 0;
-    let last_end = list.entries.last().map_or(0, |entry| entry.place.end);
-    for entry in &list.entries {
-        if entry.model.as_ref().is_some_and(|model| keep(&model.name)) {
-            if shown == 0 && hidden > 0 {
-                // The first that stays follows the bracket, without the comma that stood before it.
-                from = entry.place.start;
-            }
-            out.extend_from_slice(&body[from..entry.place.end]);
+    let (mut edits, mut siblings) = (Edits::default(), Siblings::new(list.open));
+    for Entry { place, model } in list.entries {
+        if model.is_some_and(|model| keep(&model.name)) {
+            siblings.keep(place, &mut edits);
             shown += 1;
         } else {
-            if hidden == 0 && shown == 0 {
-                out.extend_from_slice(&body[..entry.place.start]);
-            }
+            siblings.cut(place, &mut edits);
             hidden += 1;
         }
-        from = entry.place.end;
     }
-    out.extend_from_slice(&body[last_end..]);
-    Ok(Filtered { body: out, shown, hidden })
+    siblings.close(String::new(), &mut edits);
+    Ok(Filtered { body: edits.apply(body), shown, hidden })
 }
 
 /// The models of a list reply, in its order; entries without a name are left out.
@@ -75,6 +66,8 @@ pub fn names(endpoint: Endpoint, body: &[u8]) -> Result<Vec<ListedModel>, ListEr
 }
 
 struct List {
+    /// Behind the bracket.
+    open: usize,
     entries: Vec<Entry>,
 }
 
@@ -92,6 +85,7 @@ fn read(endpoint: Endpoint, body: &[u8]) -> Result<List, ListError> {
     };
     let mut reader = Reader::new(body)?;
     let mut found = false;
+    let mut open = 0;
     let mut entries = vec![];
     reader.object(|reader, key| {
         // Go's client, which is `ollama ls`, folds keys too.
@@ -104,15 +98,18 @@ fn read(endpoint: Endpoint, body: &[u8]) -> Result<List, ListError> {
         match reader.shape()? {
             // `/v1/models` of an Ollama without models.
             Shape::Null => Ok(reader.skip()?),
-            Shape::Array => reader.array(|reader| {
-                entries.push(entry(reader, name_keys)?);
-                Ok(())
-            }),
+            Shape::Array => {
+                open = reader.at() + 1;
+                reader.array(|reader| {
+                    entries.push(entry(reader, name_keys)?);
+                    Ok(())
+                })
+            }
             _ => Err(ListError("its list is no array")),
         }
     })?;
     reader.end()?;
-    if found { Ok(List { entries }) } else { Err(ListError("it has no list")) }
+    if found { Ok(List { open, entries }) } else { Err(ListError("it has no list")) }
 }
 
 fn entry(reader: &mut Reader<'_>, name_keys: [&str; 2]) -> Result<Entry, ListError> {
