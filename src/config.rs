@@ -5,6 +5,7 @@
 //! start with a [`ConfigError`] that names the place and says what to do. `conf/proxy.toml` lists every key; a test
 //! holds it equal to the defaults here.
 //!
+//! - [`models`]: what is said of models.
 //! - [`sections`]: the tables of the file, field by field, with unit, default, variable and reason.
 //! - [`service_url`]: where a service is that we call ourselves.
 //! - [`values`]: secrets, backend URLs, and the checks of single values.
@@ -12,6 +13,7 @@
 
 mod audit;
 mod file;
+pub mod models;
 pub mod sections;
 pub mod service_url;
 pub mod values;
@@ -22,7 +24,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use audit::{Audit, Durability, Start};
+pub use audit::{Audit, Durability};
+pub use models::{Model, Setting, Span};
 pub use sections::{
     Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Identity, Limits, Operator, Policy, Routes, Shutdown,
     Streaming,
@@ -50,6 +53,9 @@ pub struct Config {
     /// Worker threads; 0 is one for each core, which is best unless Ollama computes on the same cores.
     #[serde(deserialize_with = "values::whole::<_, _, 0, 1024>")]
     pub threads: usize,
+
+    /// What is said of single models: aliases, fallbacks, pinned settings. Default none.
+    pub model: Vec<Model>,
 
     pub routes: Routes,
     pub operator: Operator,
@@ -166,6 +172,12 @@ impl Config {
                 ));
             }
         }
+        for model in self.model.iter().filter(|model| model.loads_unlike_v1()) {
+            warnings.push(format!(
+                "model {}: requests at /v1 cannot have its settings, and load it anew; strip them instead, or see docs/models.md",
+                model.name
+            ));
+        }
         warnings
     }
 
@@ -175,6 +187,7 @@ impl Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
             state_dir: PathBuf::new(),
             threads: 0,
+            model: Vec::new(),
             routes: Routes::default(),
             operator: Operator::default(),
             backend: vec![Backend::default()],

@@ -19,7 +19,7 @@ use crate::snapshot::Snapshot;
 use crate::upstream::Lease;
 use crate::wire::meter::Meter;
 use crate::wire::rewrite::UsageHider;
-use crate::wire::{Ask, Dialect, Endpoint};
+use crate::wire::{Ask, Dialect, Endpoint, ModelRef};
 
 pub mod requester;
 mod settle;
@@ -58,6 +58,9 @@ pub struct Exchange {
     /// Only a caller's is kept.
     pub requester: Requester,
     pub ask: Option<Ask>,
+    /// What may run in the place of the model that is asked for, best first: an alias's target, fallbacks. Which of them does, the
+    /// permit says.
+    pub targets: Vec<ModelRef>,
     /// What was cut from or put into the request.
     pub filters: Vec<&'static str>,
     /// Length of the body as it is sent to a backend.
@@ -150,6 +153,7 @@ impl Exchange {
             caller: None,
             requester: Requester::default(),
             ask: None,
+            targets: Vec::new(),
             filters: Vec::new(),
             body_bytes: 0,
             held: None,
@@ -173,6 +177,18 @@ impl Exchange {
             refusal: None,
             fault: None,
         }
+    }
+
+    /// The model that runs, or would.
+    pub fn model(&self) -> Option<&ModelRef> {
+        let asked = || self.ask.as_ref().and_then(|ask| ask.model.as_ref());
+        self.permit.as_ref().and_then(|permit| permit.model()).or_else(asked)
+    }
+
+    /// The model that runs, where another was asked for.
+    pub fn runs_instead(&self) -> Option<String> {
+        let asked = self.ask.as_ref()?.model.as_ref()?;
+        self.model().filter(|runs| !runs.same_model(asked)).map(ModelRef::canonical)
     }
 
     pub fn endpoint(&self) -> Option<Endpoint> {

@@ -32,7 +32,7 @@ pub mod verify;
 
 pub use activity::{Activity, Alert};
 pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Durability, Receipt};
-pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, SinkMetrics, Way};
+pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, Way};
 pub use record::{Entry, Record};
 
 /// Which of an exchange's records a line is.
@@ -138,6 +138,8 @@ pub struct Measures {
     /// How long the backend generated, if it streamed: from the first byte of its reply to the last. With the output tokens it gives
     /// their rate.
     pub generating: Option<Duration>,
+    /// How long the request waited for its model to be loaded, as the backend says; on `/v1` it says nothing.
+    pub loading: Option<Duration>,
     pub model: ModelLabel,
     pub role: RoleLabel,
 }

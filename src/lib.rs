@@ -21,6 +21,7 @@ pub mod proxy;
 pub mod control_plane;
 pub mod exchange;
 pub mod live;
+pub mod models;
 pub mod remote_keys;
 pub mod site;
 pub mod snapshot;
@@ -32,7 +33,6 @@ pub mod outbound;
 pub mod policy;
 pub mod refusal;
 pub mod route;
-pub mod sinks;
 pub mod upstream;
 pub mod wire;
 

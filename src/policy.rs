@@ -78,6 +78,8 @@ impl Default for Settings {
 pub struct Facts<'a> {
     pub caller: &'a Caller,
     pub ask: &'a Ask,
+    /// What may run in the place of the model that is asked for, best first: an alias's target, fallbacks. Empty: that model itself.
+    pub targets: &'a [ModelRef],
     pub endpoint: Endpoint,
     pub method: &'a str,
     /// Ollama's own path, without a prefix: `/api/chat`.
@@ -99,6 +101,8 @@ pub struct Requester<'a> {
 #[must_use = "a permit that nobody holds lets nothing pass"]
 pub struct Permit {
     model: Option<ModelRef>,
+    /// What may run in its place; each was decided.
+    targets: Vec<ModelRef>,
     others: Vec<ModelRef>,
     endpoint: Endpoint,
     policy_id: &'static str,
@@ -110,6 +114,20 @@ impl Permit {
     /// The model that may be run.
     pub fn model(&self) -> Option<&ModelRef> {
         self.model.as_ref()
+    }
+
+    /// What may run instead of it, best first. Empty where one model was asked for and no other is meant by it.
+    pub fn targets(&self) -> &[ModelRef] {
+        &self.targets
+    }
+
+    /// From now on the permit is for the first of its targets that `can_be_served`, or for the first of all where none can.
+    pub fn narrow(&mut self, can_be_served: impl Fn(&ModelRef) -> bool) {
+        let chosen = self.targets.iter().position(can_be_served).unwrap_or(0);
+        if chosen < self.targets.len() {
+            self.model = Some(self.targets.swap_remove(chosen));
+            self.targets.clear();
+        }
     }
 
     /// Further models that the request names; each was decided.
@@ -246,9 +264,13 @@ impl Policy {
 
     /// Decides a request: once for each role and each model that it names. One role that is denied or escalated
     /// refuses; where the package declares `allow` or `decision`, it must hold for at least one role.
+    ///
+    /// Where other models may run in the place of the one that is named, each of them is decided too: those that are denied are left
+    /// out, and where none is left the first one's denial refuses.
     pub fn decide(&self, facts: &Facts<'_>) -> Result<Permit, Denial> {
         let mut judge = Judge::new(self);
         let mut allowed = judge.decide(facts, facts.ask.model.as_ref())?;
+        let targets = judge.targets(facts)?;
         if facts.ask.others.len() > MAX_MODELS {
             return Err(self.fault(format!("the request names more than {MAX_MODELS} models")));
         }
@@ -256,7 +278,7 @@ impl Policy {
             let outcome = judge.decide(facts, Some(other))?;
             allowed.reason = allowed.reason.or(outcome.reason);
         }
-        Ok(self.permit(facts, allowed))
+        Ok(Permit { targets, ..self.permit(facts, allowed) })
     }
 
     /// Opens a list. The backend may be asked whatever the document with `model: null` says, for that policies deny
@@ -324,6 +346,7 @@ impl Policy {
     fn permit(&self, facts: &Facts<'_>, allowed: Allowed) -> Permit {
         Permit {
             model: facts.ask.model.clone(),
+            targets: Vec::new(),
             others: facts.ask.others.clone(),
             endpoint: facts.endpoint,
             policy_id: allowed.policy_id,
@@ -391,6 +414,24 @@ impl<'p> Judge<'p> {
             policy.declared.allows,
         );
         policy.settle(outcome, model, Some(roles))
+    }
+
+    /// Those of the targets that may run.
+    fn targets(&mut self, facts: &Facts<'_>) -> Result<Vec<ModelRef>, Denial> {
+        let mut allowed = Vec::new();
+        let mut denied = None;
+        for target in facts.targets {
+            // The name that was asked for is decided already.
+            let is_asked = facts.ask.model.as_ref().is_some_and(|asked| asked.same_model(target));
+            match if is_asked { Ok(()) } else { self.decide(facts, Some(target)).map(drop) } {
+                Ok(()) => allowed.push(target.clone()),
+                Err(denial) => _ = denied.get_or_insert(denial),
+            }
+        }
+        match denied {
+            Some(denial) if allowed.is_empty() => Err(denial),
+            _ => Ok(allowed),
+        }
     }
 
     fn verdict(&mut self, input: Value) -> Verdict {

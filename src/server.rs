@@ -28,10 +28,10 @@ use crate::intake::{Intake, Memory};
 use crate::ledger::audit::{AuditSettings, Durability};
 use crate::ledger::fold::FoldSettings;
 use crate::ledger::{Ledger, Metrics, Reloaded};
+use crate::models::Models;
 use crate::operator::{Operator, lookout};
 use crate::proxy::Gateway;
 use crate::route::RouteSettings;
-use crate::sinks::Sinks;
 use crate::site::Site;
 use crate::upstream::client::Client;
 use crate::upstream::{Backend, Pool, catalogue};
@@ -91,23 +91,20 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     assemble::make_own_key(&config).map_err(ServerError::Configuration)?;
     let files_seen = Seen::now(&config);
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
+    let models = assemble::models(&config).map_err(ServerError::Configuration)?;
     let gate = assemble::operator_gate(&config).map_err(ServerError::Configuration)?;
-    let receivers = assemble::sinks(&config).map_err(ServerError::Configuration)?;
     assemble::note_ttl(&config, &snapshot).map_err(ServerError::Configuration)?;
     // Before the audit: a start that fails here is no process that died.
     let public = listen::bind(config.listen)?;
     let operator = listen::bind(config.operator.listen)?;
-    let sink_settings = assemble::sink_settings(&config);
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
-    let site = Arc::new(site(&config, snapshot, ledger).map_err(ServerError::Configuration)?);
+    let site = Arc::new(site(&config, snapshot, models, ledger).map_err(ServerError::Configuration)?);
     if let Some(remote_keys) = &site.remote_keys {
         // Before anybody is told that the proxy listens: a token of an agent's first request should find its key.
         remote_keys.refresh().await;
         tokio::spawn(Arc::clone(remote_keys).keep_fresh());
     }
-
-    let sinks = Sinks::start(receivers, &sink_settings, &metrics);
 
     let (stop, stopping) = watch::channel(false);
     let reloader = Arc::new(Reloader::new(Arc::clone(&site), config.clone(), files_seen));
@@ -149,7 +146,6 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
 
     asked_to_stop.await;
     lifecycle::drain(&site, config.shutdown.drain, close_public).await;
-    sinks.finish(lifecycle::LAST_BATCHES).await;
     let _ = close_operator.send(true);
     let _ = close_control.send(true);
     let _ = commanded.await; // its socket is gone from the folder, and `drain` has its answer
@@ -157,7 +153,12 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
 }
 
 /// What all requests share, from its parts.
-pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger) -> Result<Site, String> {
+pub fn site(
+    config: &Config,
+    snapshot: crate::snapshot::Snapshot,
+    models: Models,
+    ledger: Ledger,
+) -> Result<Site, String> {
     let configured = &config.backend[0]; // the configuration refuses any other number than one
     let backend = Backend::new(
         configured.name.clone(),
@@ -181,6 +182,7 @@ pub fn site(config: &Config, snapshot: crate::snapshot::Snapshot, ledger: Ledger
             memory: Memory::new(config.limits.bodies_in_memory_bytes),
         },
         routes: RouteSettings { drop_in: config.routes.drop_in },
+        models,
         in_flight: config.limits.in_flight as u64,
         blob_bytes: config.limits.blob_bytes,
         list_bytes: config.limits.list_bytes,

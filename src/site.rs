@@ -13,6 +13,7 @@ use crate::identity::places::Places;
 use crate::intake::Intake;
 use crate::ledger::Ledger;
 use crate::live::{Cut, Live};
+use crate::models::Models;
 use crate::remote_keys::RemoteKeys;
 use crate::route::RouteSettings;
 use crate::snapshot::Snapshot;
@@ -32,6 +33,8 @@ pub struct Site {
     pub client: Client,
     pub intake: Intake,
     pub routes: RouteSettings,
+    /// Aliases, fallbacks and settings of models.
+    pub models: Models,
     /// Requests served at once.
     pub in_flight: u64,
     pub blob_bytes: u64,

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::config::{BackendUrl, Secret};
 use crate::ledger::Receipt;
 use crate::policy::Permit;
+use crate::wire::ModelRef;
 
 pub mod catalogue;
 pub mod client;
@@ -127,6 +128,13 @@ impl Pool {
 
     pub fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
+    }
+
+    /// Whether a backend is there, as far as is known, that has the model.
+    pub fn can_serve(&self, model: &ModelRef) -> bool {
+        self.backends.iter().any(|backend| {
+            backend.is_up() && (!backend.catalogue.is_read() || backend.catalogue.source(model).is_some())
+        })
     }
 
     /// The right to send one request. It cannot be had without the policy's consent and the ledger's receipt.

@@ -1,6 +1,7 @@
 //! What is on the wire: bytes in, facts out. Pure: nothing here does input or output, and nothing here knows Pingora.
 //!
 //! - [`ask`]: the facts of a request, read from its body by one strict reader for all dialects.
+//! - [`keep_alive`]: how long a model stays loaded.
 //! - [`model`]: model names by Ollama's own rules.
 //! - [`frames`]: NDJSON lines and SSE events, found in a stream at any split of its bytes.
 //! - [`meter`]: token counts and the finish reason, read while a reply passes.
@@ -152,6 +153,7 @@ mod anthropic;
 pub mod ask;
 pub mod frames;
 mod json;
+pub mod keep_alive;
 pub mod list;
 pub mod meter;
 pub mod model;

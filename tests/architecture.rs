@@ -15,6 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("simulator", &[]),
     ("config", &[]),
     ("identity", &["wire"]),
+    ("models", &["config", "wire"]),
     ("outbound", &["config"]),
     ("control_plane", &["config", "identity", "outbound"]),
     ("refusal", &["wire"]),
@@ -26,10 +27,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("live", &["identity", "ledger", "refusal"]),
     ("snapshot", &["identity", "policy"]),
     ("remote_keys", &["config", "identity", "ledger", "outbound", "snapshot"]),
-    ("sinks", &["config", "identity", "ledger", "outbound"]),
     ("upstream", &["config", "ledger", "policy", "wire"]),
     ("exchange", &["identity", "intake", "ledger", "live", "policy", "refusal", "route", "snapshot", "upstream", "wire"]),
-    ("site", &["control_plane", "identity", "intake", "ledger", "live", "remote_keys", "route", "snapshot", "upstream"]),
+    ("site", &["control_plane", "identity", "intake", "ledger", "live", "models", "remote_keys", "route", "snapshot", "upstream"]),
     ("door", &["exchange", "live", "refusal", "site", "wire"]),
     ("operator", &["ledger", "site"]),
     ("proxy", &[
@@ -37,8 +37,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "wire",
     ]),
     ("server", &[
-        "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "operator", "outbound", "policy",
-        "proxy", "remote_keys", "route", "sinks", "site", "snapshot", "upstream",
+        "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "models", "operator", "outbound", "policy",
+        "proxy", "remote_keys", "route", "site", "snapshot", "upstream",
     ]),
     ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator", "wire"]),
     ("lib", &[]),
@@ -49,7 +49,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 const PINGORA: [&str; 6] = ["server", "door", "proxy", "intake", "upstream", "operator"];
 
 /// Bytes or facts in, facts out: no socket, no runtime.
-const PURE: [&str; 6] = ["identity", "wire", "policy", "refusal", "route", "config"];
+const PURE: [&str; 7] = ["identity", "wire", "policy", "refusal", "route", "config", "models"];
 
 /// A file of `src/`.
 struct Source {

@@ -116,6 +116,7 @@ fn explain(request: Explain, config: &Config) -> Result<(), Failure> {
     let facts = Facts {
         caller: &caller,
         ask: &ask,
+        targets: &[],
         endpoint,
         method: &method,
         resource: &upstream_path,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::values::Pem;
-use super::{Bad, Config, ConfigError};
+use super::{Bad, Config, ConfigError, Model};
 
 /// Parses the text of a file. `file` names it in errors, and relative paths in it are relative to its folder, so that
 /// what it means does not depend on where the proxy was started.
@@ -16,7 +16,10 @@ pub(super) fn read(text: &str, file: &Path) -> Result<Config, ConfigError> {
         let at = e.span().map_or(0, |span| span.start);
         ConfigError::new(place(at), format!("this is not TOML ({})", one_line(e.message())), "mend the line")
     })?;
-    let known = toml::Table::try_from(Config::defaults()).expect("every field is written as a TOML value");
+    let mut known = toml::Table::try_from(Config::defaults()).expect("every field is written as a TOML value");
+    // There is no model by default whose keys would show.
+    let model = Model::KEYS.map(|key| (key.to_owned(), toml::Value::Boolean(true))).into_iter().collect();
+    known.insert("model".to_owned(), vec![toml::Value::Table(model)].into());
     if let Some(unknown) = unknown_key(tree.get_ref(), &known, "") {
         let remedy = match nearest(&unknown, &known) {
             Some(key) => format!("did you mean {key}?"),
@@ -52,8 +55,6 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
         &mut config.policy.dir,
         &mut config.audit.dir,
         &mut config.audit.checkpoint_file,
-        &mut config.audit.webhook.secret_file,
-        &mut config.audit.webhook.ca_file,
         &mut identity.secret_file,
         &mut identity.jwks_file,
         &mut identity.ca_file,

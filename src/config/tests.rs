@@ -406,7 +406,6 @@ fn settings_that_contradict_each_other_are_refused() {
         ("[identity]\nalgorithm = \"HS256\"", "identity.algorithm"),
         ("[identity]\nalgorithm = \"RS256\"\nsecret_file = \"a\"", "identity.algorithm, identity.secret_file"),
         ("backend = []", "backend"),
-        ("[audit.webhook]\nurl = \"https://hook.example\"", "audit.webhook.url, audit.webhook.secret_file"),
     ] {
         let file = folder.write("proxy.toml", text);
         let e = env(&[("BEHAVRY_CONFIG", file.to_str().unwrap())]).expect_err(text);
@@ -479,6 +478,7 @@ fn the_effective_settings_are_these_lines() {
     let expected = r#"listen = "127.0.0.1:8000"
 state_dir = "/var/lib/behavry"
 threads = 0
+model = []
 
 [routes]
 drop_in = true
@@ -554,17 +554,6 @@ keep_bytes = 0
 checkpoint_s = 60
 checkpoint_file = ""
 
-[audit.sinks]
-start = "beginning"
-batch_lines = 500
-timeout_s = 10
-retry_max_s = 60
-
-[audit.webhook]
-url = ""
-secret_file = ""
-ca_file = ""
-
 [streaming]
 include_usage = true
 cancel_grace_ms = 50
@@ -615,4 +604,46 @@ fn no_text_panics_the_reader() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_said_of_models_is_read_and_shown() {
+    let file = r#"[[model]]
+name = "fast"
+alias = "llama3.2:3b"
+[[model]]
+name = "llama3.2:3b"
+fallback = ["llama3.2:1b"]
+num_ctx = 8192
+num_batch = { min = 64, max = 512 }
+num_gpu = "strip"
+use_mmap = false
+keep_alive = { max = "30m" }
+"#;
+    let config = text(file).unwrap();
+    let model = &config.model[1];
+    assert_eq!(config.model[0], Model { name: "fast".into(), alias: "llama3.2:3b".into(), ..Model::default() });
+    assert_eq!((&model.num_ctx, &model.num_gpu), (&Some(Setting::Pin(8192)), &Some(Setting::Strip)));
+    assert_eq!(model.num_batch, Some(Setting::Clamp { min: Some(64), max: Some(512) }));
+    assert_eq!(model.keep_alive, Some(Setting::Clamp { min: None, max: Some(Span::Text("30m".into())) }));
+    let warnings = config.warnings();
+    assert!(warnings.len() == 1 && warnings[0].starts_with("model llama3.2:3b: requests at /v1"), "{warnings:?}");
+    assert_eq!(keys_and_values(&config)["model"], toml::from_str::<toml::Table>(file).unwrap()["model"]);
+
+    for (lines, expected) in [
+        ("num_cxt = 1", "line 3: \"model.num_cxt\" is no key here; did you mean model.num_ctx?"),
+        (
+            "num_ctx = \"8k\"",
+            "line 3: model.num_ctx: found \"8k\"; write a whole number, { min = .., max = .. } or \"strip\"",
+        ),
+        (
+            "num_ctx = {}",
+            "line 3: model.num_ctx: found a value of type table; write a whole number, { min = .., max = .. } or \"strip\"",
+        ),
+        ("use_mmap = 1", "line 3: model.use_mmap: found 1; write true, false or \"strip\""),
+    ] {
+        assert_eq!(error(&format!("[[model]]\nname = \"a\"\n{lines}\n")), format!("/conf/proxy.toml {expected}"));
+    }
+    assert!(error("[[model]]\nalias = \"a\"\n").contains("name"), "a table without a name");
+    assert!(error("[[model]]\nname = \"a\"\nnum_gpu = { mni = 1 }\n").contains("model.num_gpu"));
 }

@@ -349,7 +349,7 @@ pub(super) fn secret_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::
     }
 }
 
-fn described(value: &toml::Value) -> String {
+pub(super) fn described(value: &toml::Value) -> String {
     match value {
         toml::Value::Integer(n) => n.to_string(),
         toml::Value::String(text) => quoted(text),

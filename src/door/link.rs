@@ -61,6 +61,15 @@ impl Link {
         *self.body.lock() = Some(body);
     }
 
+    /// Every attempt from now on sends what `change` makes of the body, where it makes something of it. The new length.
+    pub fn rewrite(&self, change: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<usize> {
+        let mut body = self.body.lock();
+        let changed = change(body.as_ref()?)?;
+        let bytes = changed.len();
+        *body = Some(changed.into());
+        Some(bytes)
+    }
+
     pub(super) fn take_body(&self) -> Option<Bytes> {
         self.body.lock().take()
     }

@@ -47,7 +47,8 @@ impl Exchange {
             error: self.error(outcome, usage.as_ref().is_some_and(|usage| usage.error_frame)),
             ..self.entry(model.as_deref())
         };
-        let measures = self.measures(ledger, &entry, model.as_deref());
+        let loading = usage.as_ref().and_then(|usage| usage.load_duration_ns).map(Duration::from_nanos);
+        let measures = Measures { loading, ..self.measures(ledger, &entry, model.as_deref()) };
         ledger.settle(receipt, outcome, &entry, &measures);
     }
 
@@ -94,7 +95,7 @@ impl Exchange {
     }
 
     pub fn canonical_model(&self) -> Option<String> {
-        self.ask.as_ref().and_then(|ask| ask.model.as_ref()).map(|model| model.canonical())
+        self.model().map(|model| model.canonical())
     }
 
     fn outcome(&self, ending: &Ending, usage: Option<&Usage>) -> Outcome {
@@ -170,6 +171,7 @@ impl Exchange {
             // An answer that comes whole has its first byte when all is generated.
             generating: self.first_byte.zip(self.last_byte).filter(|_| entry.stream == Some(true)).map(|(a, z)| z - a),
             model: model.map(|model| ledger.metrics.model(model)).unwrap_or_default(),
+            loading: None, // what the meter says
             role: entry
                 .agent_roles
                 .and_then(|roles| roles.first())

@@ -13,7 +13,7 @@ pub struct Explanation {
     pub decision: &'static str,
     pub policy_id: String,
     pub reasons: Vec<String>,
-    /// One for each role and each model that the request names.
+    /// One for each role and each model that the request names, or that may run for it.
     pub verdicts: Vec<RoleVerdict>,
     /// The document for the first role and model; the others differ in `agent_role`, `agent.role` and the model.
     pub input: serde_json::Value,
@@ -33,7 +33,8 @@ pub struct RoleVerdict {
 }
 
 pub(super) fn explain(policy: &Policy, facts: &Facts<'_>) -> Explanation {
-    let models = std::iter::once(facts.ask.model.as_ref()).chain(facts.ask.others.iter().map(Some));
+    let named = std::iter::once(facts.ask.model.as_ref());
+    let models = named.chain(facts.targets.iter().chain(&facts.ask.others).map(Some));
     let mut verdicts = Vec::new();
     for model in models.take(1 + MAX_MODELS) {
         for role in each_role(&facts.caller.roles).take(MAX_ROLES) {

@@ -59,8 +59,17 @@ pub(super) fn samples() -> Vec<Value> {
             [(&bare, &Ask::default(), None), (&full, &says_all, Some(std::net::Ipv4Addr::LOCALHOST.into()))]
         {
             let now = jiff::Timestamp::UNIX_EPOCH;
-            let facts =
-                Facts { caller, ask, endpoint, method, resource, requester: Requester::default(), source_ip, now };
+            let facts = Facts {
+                caller,
+                ask,
+                targets: &[],
+                endpoint,
+                method,
+                resource,
+                requester: Requester::default(),
+                source_ip,
+                now,
+            };
             for model in &models {
                 samples.extend(each_role(&caller.roles).map(|role| input::document(&facts, role, model.as_ref())));
             }

@@ -29,6 +29,7 @@ fn facts<'a>(caller: &'a Caller, ask: &'a Ask) -> Facts<'a> {
     Facts {
         caller,
         ask,
+        targets: &[],
         endpoint: Endpoint::Chat,
         method: "POST",
         resource: "/api/chat",

@@ -17,6 +17,7 @@ use crate::policy::{self, Denial, DenialKind, Facts};
 use crate::refusal::Refusal;
 use crate::route::{self, Route};
 use crate::wire::ask::{self, AskError};
+use crate::wire::rewrite::{Assignment, settings};
 use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Kind, Source, model, rewrite};
 
 /// What `request_filter` has come to.
@@ -84,12 +85,14 @@ impl Gateway {
         let caller = self.identify(session, exchange).await?;
         caller.may(endpoint.kind()).map_err(Refusal::insufficient_scope)?;
         self.inspect(endpoint, model_in_path, session, exchange).await?;
+        self.name_targets(endpoint, exchange);
         self.refuse_egress(exchange)?;
         if endpoint.kind() == Kind::List {
             return self.answer_list(endpoint, session, exchange).await;
         }
         self.authorize(endpoint, exchange)?;
         self.know_models(exchange).await?;
+        self.settle_on_model(endpoint, exchange)?;
         self.write_down(exchange).await?;
         self.lease(exchange)?;
         Ok(Admitted::Forward)
@@ -223,7 +226,7 @@ impl Gateway {
     }
 
     /// What would leave the house, whoever asks: cloud models by name or by stub, and tools that Ollama runs on the internet.
-    fn refuse_egress(&self, exchange: &Exchange) -> std::result::Result<(), Refusal> {
+    fn refuse_egress(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
         let Some(ask) = &exchange.ask else { return Ok(()) };
         let is_cloud = |model: &crate::wire::ModelRef| {
             model.source == Source::Cloud
@@ -234,8 +237,14 @@ impl Gateway {
                     .iter()
                     .any(|backend| backend.catalogue.source(model) == Some(Source::Cloud))
         };
-        if !self.site.cloud_models && ask.model.iter().chain(&ask.others).any(is_cloud) {
+        // Where others may run in its place the name itself is not sent, and may be anything; of the others the local ones are left.
+        let asked = ask.model.iter().filter(|_| exchange.targets.is_empty());
+        let leaves_the_house = asked.chain(&ask.others).any(is_cloud) || exchange.targets.first().is_some_and(is_cloud);
+        if !self.site.cloud_models && leaves_the_house {
             return Err(Refusal::egress_denied("the model runs on ollama.com; choose a local one"));
+        }
+        if !self.site.cloud_models {
+            exchange.targets.retain(|target| !is_cloud(target));
         }
         if ask.has_web_tools {
             return Err(Refusal::egress_denied(
@@ -247,7 +256,7 @@ impl Gateway {
 
     /// Just after the start the lists of models may not have been read yet, and a stub of a cloud model would pass as a local one:
     /// the first requests wait for them. Behind the policy, because a request that is refused opens no connection.
-    async fn know_models(&self, exchange: &Exchange) -> std::result::Result<(), Refusal> {
+    async fn know_models(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
         let unread = self.site.pool.backends().iter().filter(|backend| !backend.catalogue.is_read());
         if !self.site.catalogue || self.site.cloud_models {
             return Ok(());
@@ -259,6 +268,54 @@ impl Gateway {
             let _ = backend.catalogue.refresh(backend, &self.site.client, &self.site.ledger.metrics).await;
         }
         if was_unread { self.refuse_egress(exchange) } else { Ok(()) }
+    }
+
+    /// What may run in the place of the model that is asked for: aliases and fallbacks, but not where models are managed.
+    fn name_targets(&self, endpoint: Endpoint, exchange: &mut Exchange) {
+        if !matches!(endpoint.kind(), Kind::Infer | Kind::Read) {
+            return;
+        }
+        if let Some(asked) = exchange.ask.as_ref().and_then(|ask| ask.model.as_ref())
+            && let Some(targets) = self.site.models.targets(asked)
+        {
+            exchange.targets = targets.to_vec();
+        }
+    }
+
+    /// Which of the models that may run does, and with which settings: the body is changed accordingly.
+    fn settle_on_model(&self, endpoint: Endpoint, exchange: &mut Ticket) -> std::result::Result<(), Refusal> {
+        let left = std::mem::take(&mut exchange.targets);
+        let Some(permit) = &mut exchange.permit else { return Ok(()) };
+        if !permit.targets().is_empty() {
+            permit.narrow(|target| left.iter().any(|left| left.same_model(target)) && self.site.pool.can_serve(target));
+        }
+        let (Some(runs), Some(ask)) = (permit.model().cloned(), &exchange.ask) else { return Ok(()) };
+        let asked = ask.model.as_ref();
+        if !asked.is_some_and(|asked| asked.same_model(&runs)) {
+            let by_alias = asked.is_some_and(|asked| self.site.models.is_alias(asked));
+            exchange.filters.push(if by_alias { "alias" } else { "fallback" });
+            let name = serde_json::Value::from(runs.raw.as_str()).to_string();
+            let model = [Assignment { within: None, name: "model", value: &name }];
+            match endpoint.body() {
+                BodyRule::Json => self.rewrite(exchange, |body| rewrite::set(body, &model)),
+                _ => exchange.target = Some(format!("/v1/models/{}", runs.raw).into()),
+            }
+        }
+        let rules = self.site.models.rules(&runs);
+        let mut changed = Vec::new();
+        self.rewrite(exchange, |body| {
+            let (body, words) = settings::apply(endpoint, body, rules)?;
+            changed = words;
+            Some(body)
+        });
+        exchange.filters.extend(changed);
+        Ok(())
+    }
+
+    fn rewrite(&self, exchange: &mut Ticket, change: impl FnOnce(&[u8]) -> Option<Vec<u8>>) {
+        if let Some(bytes) = exchange.link.rewrite(change) {
+            exchange.body_bytes = bytes;
+        }
     }
 
     /// May they.
@@ -341,6 +398,7 @@ pub(super) fn facts<'a>(endpoint: Endpoint, exchange: &'a Exchange) -> std::resu
     Ok(Facts {
         caller,
         ask,
+        targets: &exchange.targets,
         endpoint,
         method: &exchange.method,
         resource: target,

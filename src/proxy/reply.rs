@@ -86,6 +86,9 @@ impl Gateway {
             // There is no queue in front of a single backend.
             clean.insert_header("x-behavry-queue-ms", "0")?;
         }
+        if let Some(runs) = exchange.runs_instead() {
+            clean.insert_header("x-behavry-model", runs)?;
+        }
         clean.set_version(head.version);
         *head = clean;
         Ok(())

@@ -1,9 +1,11 @@
 //! Bytes cut from, put into or replaced in a request or a reply; everything else stays byte-exact.
 //!
 //! - [`edit`]: edits of a JSON body, collected while it is read and applied once; commas stay right.
+//! - [`settings`]: what an operator wants of the settings that a model is loaded with.
 //! - [`usage`]: the counts that the proxy asks for, and their hiding from a client that did not.
 
 pub mod edit;
+pub mod settings;
 pub mod usage;
 
 pub use edit::{Assignment, set};

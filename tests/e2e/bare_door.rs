@@ -9,6 +9,7 @@ use behavry_ollama_proxy::config::{Config, Flags};
 use behavry_ollama_proxy::door::{Door, DoorSettings, Ticket};
 use behavry_ollama_proxy::ledger::audit::AuditSettings;
 use behavry_ollama_proxy::ledger::{Ledger, Metrics};
+use behavry_ollama_proxy::models::Models;
 use behavry_ollama_proxy::server::{self, assemble};
 use behavry_ollama_proxy::simulator::{Simulator, SimulatorOptions};
 use behavry_ollama_proxy::site::Site;
@@ -101,7 +102,7 @@ fn site(simulator: &Simulator, dir: &std::path::Path) -> Site {
     let config = Config::load(&Flags::default(), &env).expect("a good configuration");
     let audit = AuditSettings { dir: Some(dir.join("audit")), stdout: false, ..AuditSettings::default() };
     let ledger = Ledger::start(audit, Arc::new(Metrics::new("test", &[]))).expect("an audit");
-    server::site(&config, assemble::snapshot(&config).expect("a snapshot"), ledger).expect("a site")
+    server::site(&config, assemble::snapshot(&config).expect("a snapshot"), Models::default(), ledger).expect("a site")
 }
 
 /// Passes everything on, and panics where a request says.

@@ -1,0 +1,163 @@
+//! `[[model]]`: what an operator says of single models.
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use toml::Value;
+
+use super::values;
+
+/// `[[model]]`: one model, or a name that stands for others. What the names mean is read where models are known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// In any of Ollama's spellings. `*`: the settings of all that have none of their own.
+    #[serde(deserialize_with = "values::name")]
+    pub name: String,
+    /// The model that runs in its place. Default none: the name is a model's own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub alias: String,
+    /// What runs instead where no backend has it or can serve it, best first. Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<String>,
+    /// `options.num_ctx`. Default none: what the client sends. So it is with the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_ctx: Option<Setting<i64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_batch: Option<Setting<i64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_gpu: Option<Setting<i64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main_gpu: Option<Setting<i64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_thread: Option<Setting<i64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_mmap: Option<Setting<bool>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<Setting<Span>>,
+}
+
+impl Model {
+    /// Every key of a table, for the check of unknown ones.
+    pub(super) const KEYS: [&str; 10] = [
+        "name",
+        "alias",
+        "fallback",
+        "num_ctx",
+        "num_batch",
+        "num_gpu",
+        "main_gpu",
+        "num_thread",
+        "use_mmap",
+        "keep_alive",
+    ];
+
+    /// Pins or clamps something with which the model is loaded: a request at `/v1`, which cannot say it, then loads the model anew.
+    pub(super) fn loads_unlike_v1(&self) -> bool {
+        let numbers = [&self.num_ctx, &self.num_batch, &self.num_gpu, &self.main_gpu, &self.num_thread];
+        numbers.into_iter().flatten().any(|setting| *setting != Setting::Strip)
+            || self.use_mmap.as_ref().is_some_and(|setting| *setting != Setting::Strip)
+    }
+}
+
+/// What becomes of one member that a client may send.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Setting<T> {
+    /// Always this: `num_ctx = 8192`.
+    Pin(T),
+    /// Within bounds: `num_ctx = { min = 2048, max = 32768 }`.
+    Clamp { min: Option<T>, max: Option<T> },
+    /// Never what the client sends: `num_ctx = "strip"`.
+    Strip,
+}
+
+/// A number of seconds, or a duration in quotes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Span {
+    Seconds(i64),
+    Text(String),
+}
+
+/// What a setting's value may be.
+pub trait Plain: Sized {
+    const WANTED: &'static str;
+    fn read(value: &Value) -> Option<Self>;
+    fn write(&self) -> Value;
+}
+
+impl Plain for i64 {
+    const WANTED: &'static str = "a whole number, { min = .., max = .. } or \"strip\"";
+
+    fn read(value: &Value) -> Option<i64> {
+        value.as_integer()
+    }
+
+    fn write(&self) -> Value {
+        Value::Integer(*self)
+    }
+}
+
+impl Plain for bool {
+    const WANTED: &'static str = "true, false or \"strip\"";
+
+    fn read(value: &Value) -> Option<bool> {
+        value.as_bool()
+    }
+
+    fn write(&self) -> Value {
+        Value::Boolean(*self)
+    }
+}
+
+impl Plain for Span {
+    const WANTED: &'static str = "a duration like \"30m\", seconds, -1 for ever, { min = .., max = .. } or \"strip\"";
+
+    fn read(value: &Value) -> Option<Span> {
+        match value {
+            Value::Integer(seconds) => Some(Span::Seconds(*seconds)),
+            Value::String(text) => Some(Span::Text(text.clone())),
+            _ => None,
+        }
+    }
+
+    fn write(&self) -> Value {
+        match self {
+            Span::Seconds(seconds) => Value::Integer(*seconds),
+            Span::Text(text) => Value::String(text.clone()),
+        }
+    }
+}
+
+impl<'de, T: Plain> Deserialize<'de> for Setting<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Setting<T>, D::Error> {
+        let value = Value::deserialize(d)?;
+        let wrong = || D::Error::custom(format!("found {}; write {}", values::described(&value), T::WANTED));
+        match &value {
+            Value::String(word) if word == "strip" => Ok(Setting::Strip),
+            Value::Table(bounds) => {
+                let bound = |key| bounds.get(key).map(|value| T::read(value).ok_or_else(wrong)).transpose();
+                let (min, max) = (bound("min")?, bound("max")?);
+                let known = usize::from(min.is_some()) + usize::from(max.is_some());
+                if known == 0 || known != bounds.len() || bounds.values().any(Value::is_bool) {
+                    return Err(wrong());
+                }
+                Ok(Setting::Clamp { min, max })
+            }
+            plain => T::read(plain).map(Setting::Pin).ok_or_else(wrong),
+        }
+    }
+}
+
+impl<T: Plain> Serialize for Setting<T> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let value = match self {
+            Setting::Pin(value) => value.write(),
+            Setting::Strip => Value::String("strip".to_owned()),
+            Setting::Clamp { min, max } => {
+                let bounds = [("min", min), ("max", max)];
+                let bounds =
+                    bounds.into_iter().filter_map(|(key, bound)| Some((key.to_owned(), bound.as_ref()?.write())));
+                Value::Table(bounds.collect())
+            }
+        };
+        value.serialize(s)
+    }
+}

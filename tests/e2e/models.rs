@@ -1,0 +1,231 @@
+//! What an operator says of models: settings that are pinned, aliases, fallbacks.
+
+use behavry_ollama_proxy::simulator::SimulatorOptions;
+use serde_json::{Value, json};
+
+use crate::client::Request;
+use crate::house::{House, PATIENCE, Plan};
+
+/// The body that the backend got of a request, byte for byte.
+fn sent(house: &House, id: &str) -> String {
+    let seen = house.simulator.seen();
+    let of_it =
+        seen.iter().rfind(|seen| seen.headers.iter().any(|(name, value)| name == "x-request-id" && value == id));
+    String::from_utf8(of_it.expect("it came").body.clone()).expect("text")
+}
+
+fn policy(rules: &str) -> Vec<(&'static str, String)> {
+    vec![("authz.rego", format!("package behavry.authz\n\n{rules}\n"))]
+}
+
+async fn house(config: &str) -> House {
+    House::with(Plan { config: config.to_owned(), ..Plan::default() }).await
+}
+
+const GUARDED: &str = r#"
+[[model]]
+name = "tiny-story"
+num_ctx = 8192
+num_batch = { min = 64, max = 512 }
+num_gpu = "strip"
+use_mmap = true
+keep_alive = { max = "10m" }
+
+[[model]]
+name = "*"
+num_ctx = "strip"
+"#;
+
+#[tokio::test]
+async fn settings_of_a_model_are_pinned_clamped_or_stripped_and_the_audit_says_so() {
+    let house = house(GUARDED).await;
+    let raw = r#"{ "model":"TINY-story:latest", "messages":[] ,"options":{"num_batch":4096,"seed" : 7,"num_gpu":99}, "keep_alive": -1,"x":[1.50]}"#;
+    let reply = house.send(Request::new("POST", "/api/chat").bearer(&house.token()).id("guarded").body(raw)).await;
+    assert_eq!(reply.status, 200);
+    let wanted = r#"{ "model":"TINY-story:latest", "messages":[] ,"options":{"num_ctx":8192,"use_mmap":true,"num_batch":512,"seed" : 7}, "keep_alive": "10m","x":[1.50]}"#;
+    assert_eq!(sent(&house, "guarded"), wanted, "all else is as the client wrote it");
+    assert_eq!(reply.header("x-behavry-model"), None, "no other model runs");
+    let last = house.final_of("guarded").await;
+    let words = ["keep_alive_clamped", "num_batch_clamped", "num_ctx_pinned", "num_gpu_stripped", "use_mmap_pinned"];
+    assert_eq!(last["extra"]["filters"], json!(words));
+
+    // What is as it should be passes byte for byte; other models have the rules of all others.
+    let right = r#"{"model":"tiny-story","input":"x","options":{"use_mmap":true,"num_ctx":8192}}"#;
+    house.send(Request::new("POST", "/api/embed").bearer(&house.token()).id("right").body(right)).await;
+    assert_eq!(sent(&house, "right"), right);
+    assert_eq!(house.final_of("right").await["extra"]["filters"], json!([]));
+    let other = r#"{"model":"tiny","prompt":"x","options":{"num_ctx":9,"num_gpu":1}}"#;
+    house.send(Request::new("POST", "/api/generate").bearer(&house.token()).id("other").body(other)).await;
+    assert_eq!(sent(&house, "other"), r#"{"model":"tiny","prompt":"x","options":{"num_gpu":1}}"#);
+    assert_eq!(house.final_of("other").await["extra"]["filters"], json!(["num_ctx_stripped"]));
+
+    // /v1 has no such members, and gets none.
+    let body = r#"{"model":"tiny-story","messages":[{"role":"user","content":"x"}],"keep_alive":-1}"#;
+    house.send(Request::new("POST", "/v1/chat/completions").bearer(&house.token()).id("v1").body(body)).await;
+    assert_eq!(sent(&house, "v1"), body);
+}
+
+#[tokio::test]
+async fn without_a_word_of_the_operators_a_native_body_is_passed_on_byte_for_byte() {
+    let house = House::open().await;
+    let raw = r#"{ "model" : "tiny" , "options":{"num_ctx":1, "num_gpu":2},"keep_alive":"1h","prompt":"x" }"#;
+    house.send(Request::new("POST", "/api/generate").bearer(&house.token()).id("raw").body(raw)).await;
+    assert_eq!(sent(&house, "raw"), raw);
+}
+
+#[tokio::test]
+async fn loads_are_counted_by_model() {
+    let simulator = SimulatorOptions { load_ms: 300, ..SimulatorOptions::for_tests() };
+    let config = "[catalogue]\nrefresh_s = 1\n".to_owned();
+    let house = House::with(Plan { simulator, config, ..Plan::default() }).await;
+    let ask = json!({ "model": "tiny", "stream": false, "messages": [{ "role": "user", "content": "x" }] });
+    for _ in 0..2 {
+        assert_eq!(house.post("/api/chat", ask.clone()).await.status, 200);
+    }
+    let counted = "behavry_ollama_model_loads_total{model=\"tiny\"} ";
+    let began = std::time::Instant::now();
+    while began.elapsed() < PATIENCE {
+        let text = house.metrics().await;
+        let requests =
+            text.lines().any(|line| line.contains("requests_total{endpoint=\"chat\"") && line.ends_with(" 2"));
+        if requests {
+            // The second one found it loaded, unless this machine took 200 ms to answer at all.
+            let line = text.lines().find(|line| line.starts_with(counted)).expect("the first one was a load");
+            assert!(["1", "2"].contains(&&line[counted.len()..]), "{line}");
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("two requests were not counted");
+}
+
+const NAMED: &str = r#"
+[[model]]
+name = "fast"
+alias = "Tiny-Story"
+
+[[model]]
+name = "mistral"
+fallback = ["absent", "fast"]
+
+[[model]]
+name = "gone"
+fallback = ["absent", "tiny"]
+
+[catalogue]
+refresh_s = 1
+"#;
+
+#[tokio::test]
+async fn an_alias_runs_its_target_in_every_dialect_and_says_so_in_header_and_audit() {
+    let house = house(NAMED).await;
+    let messages = r#""messages":[{"role":"user","content":"x"}]"#;
+    for (path, body) in [
+        ("/api/chat", format!(r#"{{"model":"FAST",{messages},"stream":false}}"#)),
+        ("/api/generate", r#"{"stream":false,"prompt":"x","model" : "library/fast"}"#.to_owned()),
+        ("/v1/chat/completions", format!(r#"{{"model":"fast:latest",{messages}}}"#)),
+        ("/v1/messages", format!(r#"{{"max_tokens":9,"model":"fast",{messages}}}"#)),
+        ("/v1/responses", r#"{"input":"x","model":"fast"}"#.to_owned()),
+        ("/v1/embeddings", r#"{"input":"x","model":"fast"}"#.to_owned()),
+        ("/api/show", r#"{"name":"fast"}"#.to_owned()),
+    ] {
+        let reply = house.send(Request::new("POST", path).bearer(&house.token()).id(path).body(body.as_str())).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+        assert_eq!(reply.header("x-behavry-model"), Some("tiny-story"), "{path}");
+        let got: Value = serde_json::from_str(&sent(&house, path)).expect("JSON");
+        assert_eq!(got["model"], "Tiny-Story", "{path}");
+        let last = house.final_of(path).await;
+        let extra = &last["extra"];
+        assert_eq!(extra["model"], "tiny-story", "{path}");
+        assert!(extra["model_raw"].as_str().is_some_and(|raw| raw.to_lowercase().contains("fast")), "{path}: {extra}");
+        assert_eq!(extra["filters"][0], "alias", "{path}");
+        // What ran is what the reply names: Ollama echoes the name that it was sent.
+        if !path.contains("show") {
+            assert_eq!(reply.json()["model"], "Tiny-Story", "{path}");
+        }
+    }
+    let one = house.send(Request::get("/v1/models/fast").bearer(&house.token()).id("one")).await;
+    assert_eq!((one.status, one.header("x-behavry-model")), (200, Some("tiny-story")));
+    assert_eq!(house.final_of("one").await["extra"]["model_raw"], "fast");
+}
+
+#[tokio::test]
+async fn where_no_backend_has_a_model_the_next_of_its_chain_runs() {
+    let house = house(NAMED).await;
+    let ask =
+        |model: &str| json!({ "model": model, "stream": false, "messages": [{ "role": "user", "content": "x" }] });
+    let token = house.token();
+    let send =
+        async |id: &str, model: &str| house.send(Request::post("/api/chat", ask(model)).bearer(&token).id(id)).await;
+    let held = send("held", "mistral").await;
+    assert_eq!((held.status, held.header("x-behavry-model")), (200, None), "the backend has it");
+    assert_eq!(house.final_of("held").await["extra"]["filters"], json!([]));
+    let gone = send("gone", "gone").await;
+    assert_eq!((gone.status, gone.header("x-behavry-model")), (200, Some("tiny")));
+    let extra = house.final_of("gone").await["extra"].clone();
+    assert_eq!(
+        (&extra["model"], &extra["model_raw"], &extra["filters"]),
+        (&json!("tiny"), &json!("gone"), &json!(["fallback"]))
+    );
+    let absent = send("absent", "absent").await;
+    assert_eq!(absent.status, 404, "no chain, no other model: Ollama's own words");
+}
+
+#[tokio::test]
+async fn the_policy_decides_the_name_that_was_asked_for_and_what_runs_for_it() {
+    let run = async |rules: &str, model: &str| {
+        let house = House::with(Plan { config: NAMED.to_owned(), policy: policy(rules), ..Plan::default() }).await;
+        let ask = json!({ "model": model, "stream": false, "messages": [] });
+        let reply = house.send(Request::post("/api/chat", ask).bearer(&house.token()).id("x")).await;
+        let ran = house.final_of("x").await["extra"]["model"].clone();
+        (reply.status, ran, house.simulator.seen().iter().filter(|seen| seen.target.starts_with("/api/chat")).count())
+    };
+    let only = |names: &str| format!("deny contains \"no\" if not input.model in {{{names}}}");
+    assert_eq!(run(&only("\"fast\", \"tiny-story\""), "fast").await, (200, json!("tiny-story"), 1));
+    assert_eq!(run(&only("\"tiny-story\""), "fast").await, (403, json!("fast"), 0), "the name was not allowed");
+    assert_eq!(run(&only("\"fast\""), "fast").await, (403, json!("fast"), 0), "the model was not allowed");
+    // Of a chain what is denied is left out.
+    assert_eq!(run(&only("\"gone\", \"tiny\""), "gone").await, (200, json!("tiny"), 1));
+    assert_eq!(run(&only("\"gone\""), "gone").await.0, 404, "the model itself is allowed, and is not there");
+    assert_eq!(run(&only("\"tiny\""), "gone").await, (403, json!("gone"), 0));
+}
+
+#[tokio::test]
+async fn an_alias_hides_no_cloud_model_and_manages_nothing() {
+    let config = "[[model]]\nname = \"cheap\"\nalias = \"gpt-oss:120b-cloud\"\n\n[[model]]\nname = \"big\"\nfallback = [\"gpt-oss:cloud\", \"tiny\"]\n[[model]]\nname = \"fast\"\nalias = \"tiny\"\n[catalogue]\nrefresh_s = 1\n";
+    let house = house(config).await;
+    let token = house.token_with(&[], &["web:read", "web:write", "ollama:admin"]);
+    let ask = |model: &str| json!({ "model": model, "stream": false, "messages": [] });
+    let hidden = house.send(Request::post("/api/chat", ask("cheap")).bearer(&token)).await;
+    assert_eq!((hidden.status, hidden.code()), (403, "egress_denied".to_owned()));
+    let skipped = house.send(Request::post("/api/chat", ask("big")).bearer(&token)).await;
+    assert_eq!(
+        (skipped.status, skipped.header("x-behavry-model")),
+        (200, Some("tiny")),
+        "a cloud model is passed over"
+    );
+    let manage = json!({ "model": "fast" });
+    let deleted =
+        house.send(Request::new("DELETE", "/api/delete").bearer(&token).id("delete").body(manage.to_string())).await;
+    assert_eq!(
+        sent(&house, "delete"),
+        manage.to_string(),
+        "it is the backend's own model that would be deleted: {}",
+        deleted.status
+    );
+}
+
+#[tokio::test]
+async fn a_circle_of_aliases_stops_the_start_with_words() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("proxy.toml");
+    std::fs::write(&file, "[[model]]\nname = \"a\"\nalias = \"b\"\n[[model]]\nname = \"b\"\nalias = \"a\"\n")
+        .expect("written");
+    for word in ["serve", "check"] {
+        let mut command = crate::house::program(&[word]);
+        command.env("BEHAVRY_CONFIG", &file).env("BEHAVRY_STATE_DIR", dir.path().join("state"));
+        let ended = crate::house::run_to_end(command).await;
+        assert_eq!(ended.code, Some(78), "{word}: {}", ended.stderr);
+        assert!(ended.stderr.contains("a -> b -> a leads back to itself"), "{word}: {}", ended.stderr);
+    }
+}
