@@ -2,6 +2,7 @@
 //!
 //! - [`input`]: the document that policies see (contract, section 3), field by field.
 //! - [`bundle`]: the files of a policy folder, read and bounded; its revision and its fingerprint.
+//! - `budget`: how long an evaluation may take.
 //! - `compile`: files to an engine that is known to work, or a [`LoadError`] with file and line (`samples`: the inputs it
 //!   is tried on; `fault`: what regorus says went wrong).
 //! - `verdict`: what the evaluated document says.
@@ -11,6 +12,7 @@
 //! Authorization is a value that one must hold: only this module constructs a [`Permit`]. A [`Policy`] never changes;
 //! a reload loads another one and swaps the two.
 
+mod budget;
 pub mod bundle;
 mod compile;
 pub mod explain;
@@ -25,7 +27,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use regorus::{Engine, Value};
 
@@ -35,6 +37,7 @@ use crate::wire::{Ask, Endpoint, Kind, ModelRef, model};
 pub use bundle::{Fingerprint, LoadError, fingerprint};
 pub use explain::Explanation;
 
+use budget::{Budget, Failure};
 use bundle::Bundle;
 use compile::{Compiled, Declared};
 use verdict::{Outcome, Verdict};
@@ -62,14 +65,20 @@ pub enum BuiltinErrors {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub builtin_errors: BuiltinErrors,
-    /// Longest time for one decision, over all its roles and models. Past it the request is refused. The default of
-    /// 500 ms of wall clock is ten thousand times what a decision takes, so that a busy machine does not deny at random.
+    /// Longest time of the CPU for one decision, over all its roles and models. Past it the request is refused. The
+    /// default of 500 ms is ten thousand times what a decision takes.
     pub timeout_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Settings { builtin_errors: BuiltinErrors::Strict, timeout_ms: 500 }
+    }
+}
+
+impl Settings {
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
     }
 }
 
@@ -315,7 +324,7 @@ impl Policy {
                     }
                     let mut judge = Judge::new(self);
                     let shown = judge.decide(facts, Some(&model)).is_ok();
-                    out_of_time = judge.out_of_time();
+                    out_of_time = judge.out_of_time;
                     shown
                 })
             })
@@ -384,23 +393,23 @@ struct Allowed {
     reason: Option<String>,
 }
 
-/// One decision in progress: an engine of its own and a deadline. A cache of decisions would be asked in
+/// One decision in progress: an engine of its own and a budget. A cache of decisions would be asked in
 /// [`Judge::verdict`], keyed by the input document.
 struct Judge<'p> {
     policy: &'p Policy,
     engine: Engine,
-    started: Instant,
-    limit: Duration,
+    budget: Budget,
+    out_of_time: bool,
 }
 
 impl<'p> Judge<'p> {
     fn new(policy: &'p Policy) -> Self {
-        let limit = Duration::from_millis(policy.settings.timeout_ms);
-        Judge { policy, engine: policy.engine.clone(), started: Instant::now(), limit }
-    }
-
-    fn out_of_time(&self) -> bool {
-        self.started.elapsed() >= self.limit
+        Judge {
+            policy,
+            engine: policy.engine.clone(),
+            budget: Budget::new(policy.settings.timeout()),
+            out_of_time: false,
+        }
     }
 
     fn decide(&mut self, facts: &Facts<'_>, model: Option<&ModelRef>) -> Result<Allowed, Denial> {
@@ -442,20 +451,21 @@ impl<'p> Judge<'p> {
     }
 
     fn document(&mut self, input: Value) -> Result<Value, String> {
-        let left = self.limit.saturating_sub(self.started.elapsed());
-        if left.is_zero() {
-            return Err(compile::out_of_time(self.policy.settings.timeout_ms));
-        }
-        let document = compile::evaluate(&mut self.engine, input, left);
-        if document.is_err() {
-            // regorus cleans up after an evaluation that succeeded; after an error its internal stacks are as the
-            // error left them.
-            self.engine = self.policy.engine.clone();
-            if self.out_of_time() {
-                return Err(compile::out_of_time(self.policy.settings.timeout_ms));
+        let Judge { policy, engine, budget, out_of_time } = self;
+        let document = budget.spend(|limit| {
+            let document = compile::evaluate(engine, input.clone(), limit);
+            if document.is_err() {
+                *engine = policy.engine.clone();
             }
-        }
-        document
+            document
+        });
+        document.map_err(|failure| match failure {
+            Failure::OutOfTime => {
+                *out_of_time = true;
+                compile::out_of_time(policy.settings.timeout())
+            }
+            Failure::Engine(error) => fault::one_line(&error),
+        })
     }
 }
 

@@ -405,8 +405,8 @@ pub struct Policy {
     pub dir: PathBuf,
     /// `strict` (default: what fails refuses) or `undefined` (verdicts as OPA's).
     pub builtin_errors: BuiltinErrors,
-    /// Longest evaluation of one request; past it the request is refused. Default 500 ms of wall clock: ten thousand times what one
-    /// takes.
+    /// Longest evaluation of one request, in time of the CPU: a busy machine refuses nothing. Past it the request is refused. Default
+    /// 500 ms: ten thousand times what one takes.
     #[serde(
         rename = "timeout_ms",
         deserialize_with = "values::millis::<_, 1, 60_000>",

@@ -11,8 +11,9 @@ use regorus::unstable::{Expr, Module, Ref, Rule, RuleHead};
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 
+use super::budget::{Budget, Failure};
 use super::bundle::{Bundle, LoadError, SourceFile};
-use super::fault::{Located, one_line, wrong};
+use super::fault::{Located, wrong};
 use super::verdict::harmless;
 use super::{BuiltinErrors, PACKAGE, Settings, samples};
 
@@ -23,7 +24,7 @@ const DOCUMENT_PACKAGE: &str = "behavry_ollama_proxy_document";
 const DOCUMENT_RULE: &str = "data.behavry_ollama_proxy_document.document";
 
 /// Work units of the engine between two looks at the clock.
-pub(super) const CLOCK_INTERVAL: NonZeroU32 = NonZeroU32::new(32).expect("32 is not zero");
+const CLOCK_INTERVAL: NonZeroU32 = NonZeroU32::new(32).expect("32 is not zero");
 
 /// Time for one sample at load, when nobody waits for a reply.
 const SAMPLE_LIMIT: Duration = Duration::from_secs(2);
@@ -80,15 +81,23 @@ pub(super) fn compile(bundle: &Bundle, settings: &Settings) -> Result<Compiled, 
     Ok(Compiled { engine, declared, warnings })
 }
 
-/// Evaluates the deciding package. `Err` is one harmless line with file and line of the policy.
+/// Evaluates the deciding package, by the wall's clock for `limit` at most. `Err` is what regorus said.
+///
+/// regorus cleans up after an evaluation that succeeded; after an error its internal stacks are as the error left them, and the engine
+/// is of no further use.
 pub(super) fn evaluate(engine: &mut Engine, input: Value, limit: Duration) -> Result<Value, String> {
-    engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: CLOCK_INTERVAL });
     engine.set_input(input);
-    engine.eval_rule(DOCUMENT_RULE.to_owned()).map_err(|error| one_line(&error.to_string()))
+    eval_rule(engine, DOCUMENT_RULE, limit)
 }
 
-pub(super) fn out_of_time(limit_ms: u64) -> String {
-    format!("the policy took longer than {limit_ms} ms")
+/// Evaluates one rule, as [`evaluate`] does.
+pub(super) fn eval_rule(engine: &mut Engine, rule: &str, limit: Duration) -> Result<Value, String> {
+    engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: CLOCK_INTERVAL });
+    engine.eval_rule(rule.to_owned()).map_err(|error| error.to_string())
+}
+
+pub(super) fn out_of_time(limit: Duration) -> String {
+    format!("the policy took longer than {} ms", limit.as_millis())
 }
 
 /// Adds a file as Rego v1, or else as v0 with a warning. Never all as v0: the seed's own policy parses there, and
@@ -299,21 +308,24 @@ fn try_samples(engine: &mut Engine, settings: &Settings, warnings: &mut Vec<Stri
         let _ = evaluate(engine, Value::new_object(), SAMPLE_LIMIT);
         engine.clone()
     };
+    let mut lenient = prepared.clone();
+    lenient.set_strict_builtin_errors(false);
+    let evaluated = |engine: &Engine, input: &Value| {
+        Budget::new(SAMPLE_LIMIT).spend(|limit| evaluate(&mut engine.clone(), input.clone(), limit))
+    };
     for input in samples::samples() {
-        let mut trial = prepared.clone();
-        trial.set_execution_timer_config(ExecutionTimerConfig { limit: SAMPLE_LIMIT, check_interval: CLOCK_INTERVAL });
-        trial.set_input(input.clone());
-        let Err(error) = trial.eval_rule(DOCUMENT_RULE.to_owned()) else { continue };
-        let located = Located::of(&error.to_string());
-        let mut lenient = prepared.clone();
-        lenient.set_strict_builtin_errors(false);
-        let builtin =
-            settings.builtin_errors == BuiltinErrors::Strict && evaluate(&mut lenient, input, SAMPLE_LIMIT).is_ok();
+        let error = match evaluated(&prepared, &input) {
+            Ok(_) => continue,
+            Err(Failure::Engine(error)) => error,
+            Err(Failure::OutOfTime) => out_of_time(SAMPLE_LIMIT),
+        };
+        let located = Located::of(&error);
+        let builtin = settings.builtin_errors == BuiltinErrors::Strict && evaluated(&lenient, &input).is_ok();
         // Type errors of operators ignore the switch, and two values of one rule can be a matter of the input.
         let by_input =
             [" expects ", "conflicts with rule", "multiple outputs"].iter().any(|m| located.message.contains(m));
         if !builtin && !by_input {
-            return Err(wrong(&error.to_string()));
+            return Err(wrong(&error));
         }
         let warning = format!("{}: requests for which this fails are refused", located.line());
         if !warnings.contains(&warning) {

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use regorus::Value;
-use regorus::utils::limits::ExecutionTimerConfig;
 use serde::Serialize;
 
+use super::budget::{Budget, Failure};
 use super::bundle::{Bundle, LoadError};
 use super::{Settings, compile, fault};
 
@@ -88,15 +88,13 @@ pub(super) fn run_bundle(bundle: &Bundle, settings: &Settings) -> Result<TestRep
             // The engine would take the two as one, and one that passes would hide one that fails.
             TestOutcome::Error("another test has this name".to_owned())
         } else {
-            let mut engine = engine.clone();
-            engine.set_execution_timer_config(ExecutionTimerConfig {
-                limit: TEST_LIMIT,
-                check_interval: compile::CLOCK_INTERVAL,
-            });
-            match engine.eval_rule(name.clone()) {
+            let evaluated =
+                Budget::new(TEST_LIMIT).spend(|limit| compile::eval_rule(&mut engine.clone(), &name, limit));
+            match evaluated {
                 Ok(Value::Bool(true)) => TestOutcome::Passed,
                 Ok(_) => TestOutcome::Failed,
-                Err(error) => TestOutcome::Error(fault::one_line(&error.to_string())),
+                Err(Failure::Engine(error)) => TestOutcome::Error(fault::one_line(&error)),
+                Err(Failure::OutOfTime) => TestOutcome::Error(compile::out_of_time(TEST_LIMIT)),
             }
         };
         results.push(TestResult { file: file.clone(), line: *line, name, outcome });
