@@ -251,7 +251,9 @@ async fn a_second_proxy_on_the_state_folder_leaves_the_socket_to_the_first_and_t
     let state = state(&first);
     let env = vec![("BEHAVRY_STATE_DIR".to_owned(), state.display().to_string())];
     let second = House::with(Plan { env, ..Plan::default() }).await;
-    assert!(second.log().contains("another proxy runs on this state folder"), "{}", second.log());
+    // It says so beside telling where it listens, in no order.
+    let told = || second.log().contains("another proxy runs on this state folder").then_some(());
+    wait_until("its word that it has no socket", told).await;
     let secret = add(&state, "both", &[]).await;
     assert_eq!(ask_token(&first, "both", &secret).await.status, 200, "the first was asked");
     let began = std::time::Instant::now();

@@ -102,8 +102,10 @@ async fn every_kind_of_refusal_has_one_final_record_and_no_other() {
 
 #[tokio::test]
 async fn every_kind_of_reply_of_a_backend_has_its_records() {
-    let house = House::with(Plan { config: "[backend_timeouts]\nsilence_s = 1".into(), ..Plan::default() }).await;
-    let token = house.token();
+    // Long enough for a head to come before it.
+    let silent = House::with(Plan { config: "[backend_timeouts]\nsilence_s = 5".into(), ..Plan::default() }).await;
+    let patient = House::open().await;
+    let token = patient.token();
     let path = "/api/chat";
     let served = ["request", "final"].as_slice();
     let streamed = ["request", "stream_start", "final"].as_slice();
@@ -122,6 +124,7 @@ async fn every_kind_of_reply_of_a_backend_has_its_records() {
         ("a-page", chat("fault-html"), served, "upstream_error", Some(502), None),
     ];
     for (name, ask, wanted, outcome, status, output) in cases {
+        let house = if outcome == "timeout" { &silent } else { &patient };
         let reply = house.send(Request::post(path, ask).bearer(&token).id(name)).await;
         assert_eq!(Some(u64::from(reply.status)), status, "{name}");
         let records = house.records_of(name).await;
@@ -137,6 +140,7 @@ async fn every_kind_of_reply_of_a_backend_has_its_records() {
             assert_eq!(records[1]["extra"]["upstream_status"], 200);
         }
     }
+    let house = patient;
     let reply = house.send(Request::get("/api/tags").bearer(&token).id("list")).await;
     assert_eq!(reply.status, 200);
     let records = house.records_of("list").await;

@@ -9,7 +9,7 @@ use behavry_ollama_proxy::simulator::SimulatorOptions;
 use serde_json::{Value, json};
 
 use crate::client::{Connection, Request};
-use crate::house::{House, Plan, program, read_lines, run_to_end, segments, wait_until};
+use crate::house::{House, PATIENCE, Plan, program, read_lines, run_to_end, segments, wait_until};
 
 /// How often the program is killed; `BEHAVRY_TEST_KILLS` sets another number (tests/long).
 const KILLS: usize = 20;
@@ -84,8 +84,11 @@ async fn after_kill_9_at_any_moment_each_request_that_a_backend_saw_has_one_requ
         let (address, token) = (house.public, house.token());
         let load: Vec<_> =
             (0..6).map(|worker| tokio::spawn(load(address, token.clone(), format!("{kill}-{worker}")))).collect();
-        // The moment is the point of this sleep: any will do, and none decides the outcome.
-        tokio::time::sleep(Duration::from_micros(rand::random::<u64>() % 150_000)).await;
+        // Any moment will do. Most are when some requests have been seen, however slow the machine is; a few are whenever.
+        let before = house.simulator.seen().len();
+        let more = if kill % 4 == 0 { 0 } else { 1 + rand::random::<u32>() as usize % 8 };
+        house.simulator.wait_for(PATIENCE, |seen| seen.len() >= before + more).await.expect("the load goes on");
+        tokio::time::sleep(Duration::from_micros(rand::random::<u64>() % 20_000)).await;
         house.signal(libc::SIGKILL);
         for load in load {
             load.abort();
@@ -97,7 +100,7 @@ async fn after_kill_9_at_any_moment_each_request_that_a_backend_saw_has_one_requ
     let (requests, finals) = (counted(&lines, "request"), counted(&lines, "final"));
     let seen: Vec<String> =
         house.simulator.seen().iter().filter_map(|one| one.header("x-request-id").map(str::to_owned)).collect();
-    assert!(seen.len() >= kills, "{} requests reached the backend", seen.len());
+    assert!(seen.len() >= kills * 3 / 4, "{} requests reached the backend", seen.len());
     for id in &seen {
         assert_eq!((requests.get(id), finals.get(id)), (Some(&1), Some(&1)), "{id}");
     }
@@ -257,6 +260,7 @@ async fn on_a_full_disk_nothing_is_served_no_line_is_torn_and_service_resumes_by
     {}
     let mut served = 0;
     let refused = loop {
+        assert!(served < 2_000, "more records than the disk has room for");
         let ask = Request::get("/api/version").bearer(&token).id(&format!("served-{served}"));
         let reply = house.send(ask).await;
         if reply.status != 200 {
@@ -275,7 +279,7 @@ async fn on_a_full_disk_nothing_is_served_no_line_is_torn_and_service_resumes_by
     std::fs::remove_file(&filler).expect("removed");
     let began = Instant::now();
     while Request::get("/readyz").send(house.operator).await.status != 200 {
-        assert!(began.elapsed() < crate::house::PATIENCE, "service did not resume");
+        assert!(began.elapsed() < PATIENCE, "service did not resume");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(house.send(Request::get("/api/version").bearer(&token).id("after")).await.status, 200);

@@ -11,11 +11,12 @@ use behavry_ollama_proxy::identity::issuer::Claims;
 use behavry_ollama_proxy::identity::{Issuer, SigningKey};
 use behavry_ollama_proxy::simulator::{Simulator, SimulatorOptions};
 use serde_json::Value;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::client::{Reply, Request};
 
 /// No test waits longer for anything; a machine under load may be slow, and a deadline decides no test but by never coming.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const KEY: &[u8] = include_bytes!("../fixtures/keys/ed25519.private.pem");
 
@@ -229,6 +230,19 @@ fn start(command: &mut Command, log: &Arc<Mutex<String>>) -> (Child, SocketAddr,
     (child, public.expect("seen"), operator.expect("seen"))
 }
 
+/// A listener, and what keeps its port once it is closed: bound and never listening, so that nobody else gets the port in between.
+pub fn listen_and_keep() -> (TcpListener, TcpSocket) {
+    let bind = |address| {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("a socket"); // two may share a port while neither listens
+        socket.bind(address).expect("a free port");
+        socket
+    };
+    let first = bind(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let keeper = bind(first.local_addr().expect("bound"));
+    (first.listen(1024).expect("nobody else listens"), keeper)
+}
+
 /// The program, which sees nothing of this machine's environment but `PATH`.
 pub fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_behavry-ollama-proxy"));
@@ -302,6 +316,17 @@ pub fn read_lines(segment: &Path) -> Vec<Value> {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: a line that is no JSON")))
         .collect()
+}
+
+/// Tries again what a machine under load may spoil, such as a byte within a second: `None` is a try that says nothing either way, because
+/// what it needed in time did not come in time.
+pub async fn until_tried<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..20 {
+        if let Some(found) = attempt().await {
+            return found;
+        }
+    }
+    panic!("{what}: 20 tries, and none came to a result")
 }
 
 /// Polls for what no event tells; the pause between looks is not a measure of anything.

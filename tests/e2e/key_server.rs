@@ -7,12 +7,12 @@ use behavry_ollama_proxy::identity::issuer::Claims;
 use behavry_ollama_proxy::identity::{Algorithm, Issuer, KeySet, SigningKey};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::{ServerConfig, crypto};
 
-use crate::house::wait_until;
+use crate::house::{listen_and_keep, wait_until};
 
 /// What the server says to whoever asks.
 #[derive(Clone)]
@@ -35,15 +35,16 @@ pub struct KeyServer {
     asked: Arc<Mutex<Vec<String>>>,
     tls: Option<TlsAcceptor>,
     accepting: tokio::task::JoinHandle<()>,
+    _port: TcpSocket,
 }
 
 impl KeyServer {
     pub async fn open(says: Says, tls: Option<TlsAcceptor>) -> KeyServer {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (listener, port) = listen_and_keep();
         let address = listener.local_addr().expect("bound");
         let (says, asked) = (tokio::sync::watch::Sender::new(says), Arc::default());
         let accepting = tokio::spawn(accept(listener, says.subscribe(), Arc::clone(&asked), tls.clone()));
-        KeyServer { address, says, asked, tls, accepting }
+        KeyServer { address, says, asked, tls, accepting, _port: port }
     }
 
     pub fn url(&self) -> String {
@@ -63,7 +64,10 @@ impl KeyServer {
 
     /// At the same address as before.
     pub async fn rise(&mut self) {
-        let listener = TcpListener::bind(self.address).await.expect("the port is still free");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("a socket");
+        socket.bind(self.address).expect("the port was kept");
+        let listener = socket.listen(1024).expect("nobody else listens");
         let asked = Arc::clone(&self.asked);
         self.accepting = tokio::spawn(accept(listener, self.says.subscribe(), asked, self.tls.clone()));
     }

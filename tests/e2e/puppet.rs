@@ -2,22 +2,29 @@
 //! side can have seen by then.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::house::PATIENCE;
+use crate::house::{PATIENCE, listen_and_keep};
 
 pub struct Puppet {
     listener: TcpListener,
+    port: TcpSocket,
 }
 
 impl Puppet {
     pub async fn listen() -> Puppet {
-        Puppet { listener: TcpListener::bind("127.0.0.1:0").await.expect("a free port") }
+        let (listener, port) = listen_and_keep();
+        Puppet { listener, port }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.listener.local_addr().expect("it listens"))
+    }
+
+    /// Stops listening. Nobody else gets the port as long as what it gives is kept.
+    pub fn leave(self) -> TcpSocket {
+        self.port
     }
 
     /// The next connection, which has not sent anything as far as we know.

@@ -58,10 +58,10 @@ async fn a_stopped_simulator_cuts_what_runs_and_says_so() {
 #[tokio::test]
 async fn a_client_that_leaves_is_noticed_at_once_at_every_stage() {
     let cases = [
-        (SimulatorOptions { load_ms: 60_000, ..SimulatorOptions::for_tests() }, STREAM, None),
-        (SimulatorOptions { first_token_ms: 60_000, ..SimulatorOptions::for_tests() }, STREAM, None),
-        (SimulatorOptions { first_token_ms: 60_000, ..SimulatorOptions::for_tests() }, WHOLE, None),
-        (SimulatorOptions { tokens_per_second: 0.1, ..SimulatorOptions::for_tests() }, STREAM, None),
+        (SimulatorOptions { load_ms: 600_000, ..SimulatorOptions::for_tests() }, STREAM, None),
+        (SimulatorOptions { first_token_ms: 600_000, ..SimulatorOptions::for_tests() }, STREAM, None),
+        (SimulatorOptions { first_token_ms: 600_000, ..SimulatorOptions::for_tests() }, WHOLE, None),
+        (SimulatorOptions { tokens_per_second: 0.001, ..SimulatorOptions::for_tests() }, STREAM, None),
         (SimulatorOptions::for_tests(), r#"{"model":"tiny-loop","messages":[{"role":"user","content":"hi"}]}"#, None),
         (SimulatorOptions::for_tests(), STREAM, Some(Fault::HangsBeforeHeaders)),
         (SimulatorOptions::for_tests(), STREAM, Some(Fault::StallsMidStream { after: 2 })),
@@ -73,12 +73,10 @@ async fn a_client_that_leaves_is_noticed_at_once_at_every_stage() {
         let mut client = Client::connect(simulator.addr()).await;
         client.send(&post("/api/chat", body)).await;
         simulator.wait_for(LIMIT, |seen| seen.iter().any(|seen| seen.body_whole)).await.expect("the request arrives");
-        let left = Instant::now();
         drop(client);
+        // By itself none of these does anything, or comes to its end, for minutes.
         let seen = simulator.wait_for(LIMIT, ended).await.unwrap_or_else(|not| panic!("case {index}: {not}"));
         assert_eq!(seen[0].ended_how, Some(Ending::ClientGone), "case {index}");
-        let noticed = seen[0].ended.expect("it has ended").saturating_duration_since(left);
-        assert!(noticed < Duration::from_millis(100), "case {index}: noticed after {noticed:?}");
     }
 }
 
