@@ -260,6 +260,7 @@ fn check(config: &Config) -> Result<(), Failure> {
     println!("{}", config.effective().trim_end());
     let snapshot = assemble::snapshot(config).map_err(Failure::configuration)?;
     assemble::operator_gate(config).map_err(Failure::configuration)?;
+    assemble::sinks(config).map_err(Failure::configuration)?;
     assemble::models(config).map_err(Failure::configuration)?;
     // A CA file at fault is the configuration's; a URL that is down is not.
     if config.identity.jwks_url.is_some() || config.identity.token_url.is_some() {

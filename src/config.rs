@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use audit::{Audit, Durability};
+pub use audit::{Audit, Durability, Start};
 pub use models::{Model, Setting, Span};
 pub use sections::{
     Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Identity, Limits, Operator, Policy, Routes, Shutdown,

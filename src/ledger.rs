@@ -32,7 +32,7 @@ pub mod verify;
 
 pub use activity::{Activity, Alert};
 pub use audit::{Audit, AuditError, AuditSettings, AuditUnavailable, Durability, Receipt};
-pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, Way};
+pub use metrics::{Metrics, ModelLabel, Reloaded, RoleLabel, SinkMetrics, Way};
 pub use record::{Entry, Record};
 
 /// Which of an exchange's records a line is.

@@ -33,6 +33,7 @@ pub mod outbound;
 pub mod policy;
 pub mod refusal;
 pub mod route;
+pub mod sinks;
 pub mod upstream;
 pub mod wire;
 

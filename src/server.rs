@@ -32,6 +32,7 @@ use crate::models::Models;
 use crate::operator::{Operator, lookout};
 use crate::proxy::Gateway;
 use crate::route::RouteSettings;
+use crate::sinks::Sinks;
 use crate::site::Site;
 use crate::upstream::client::Client;
 use crate::upstream::{Backend, Pool, catalogue};
@@ -93,10 +94,12 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
     let models = assemble::models(&config).map_err(ServerError::Configuration)?;
     let gate = assemble::operator_gate(&config).map_err(ServerError::Configuration)?;
+    let receivers = assemble::sinks(&config).map_err(ServerError::Configuration)?;
     assemble::note_ttl(&config, &snapshot).map_err(ServerError::Configuration)?;
     // Before the audit: a start that fails here is no process that died.
     let public = listen::bind(config.listen)?;
     let operator = listen::bind(config.operator.listen)?;
+    let sink_settings = assemble::sink_settings(&config);
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
     let site = Arc::new(site(&config, snapshot, models, ledger).map_err(ServerError::Configuration)?);
@@ -105,6 +108,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
         remote_keys.refresh().await;
         tokio::spawn(Arc::clone(remote_keys).keep_fresh());
     }
+
+    let sinks = Sinks::start(receivers, &sink_settings, &metrics);
 
     let (stop, stopping) = watch::channel(false);
     let reloader = Arc::new(Reloader::new(Arc::clone(&site), config.clone(), files_seen));
@@ -146,6 +151,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
 
     asked_to_stop.await;
     lifecycle::drain(&site, config.shutdown.drain, close_public).await;
+    sinks.finish(lifecycle::LAST_BATCHES).await;
     let _ = close_operator.send(true);
     let _ = close_control.send(true);
     let _ = commanded.await; // its socket is gone from the folder, and `drain` has its answer

@@ -27,6 +27,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("live", &["identity", "ledger", "refusal"]),
     ("snapshot", &["identity", "policy"]),
     ("remote_keys", &["config", "identity", "ledger", "outbound", "snapshot"]),
+    ("sinks", &["config", "identity", "ledger", "outbound"]),
     ("upstream", &["config", "ledger", "policy", "wire"]),
     ("exchange", &["identity", "intake", "ledger", "live", "policy", "refusal", "route", "snapshot", "upstream", "wire"]),
     ("site", &["control_plane", "identity", "intake", "ledger", "live", "models", "remote_keys", "route", "snapshot", "upstream"]),
@@ -38,7 +39,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ]),
     ("server", &[
         "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "models", "operator", "outbound", "policy",
-        "proxy", "remote_keys", "route", "site", "snapshot", "upstream",
+        "proxy", "remote_keys", "route", "sinks", "site", "snapshot", "upstream",
     ]),
     ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator", "wire"]),
     ("lib", &[]),

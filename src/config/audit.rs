@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, values};
+use super::{ConfigError, ServiceUrl, values};
 
 /// What a crash may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,69 @@ pub struct Audit {
     pub checkpoint: Duration,
     /// Checkpoints are appended to this file too. Best on another disk, or another machine's. Empty: only in the segments.
     pub checkpoint_file: PathBuf,
+    pub sinks: Sinks,
+    pub webhook: Webhook,
+}
+
+/// Where a sink begins that has never had anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// With the oldest line that the folder holds.
+    Beginning,
+    /// With what is written from then on.
+    Now,
+}
+
+/// `[audit.sinks]`: what holds for every sink that is sent the audit from its files, whichever are configured below.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sinks {
+    /// `beginning` or `now`. Default `beginning`: a sink has all that the folder has.
+    pub start: Start,
+    /// Lines sent at once, and held in memory for each sink; a MiB of them at most. Default 500: few enough to be sent again without
+    /// harm, many enough to catch up at some thousand lines a second.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 10_000>")]
+    pub batch_lines: usize,
+    /// For one batch, from the look-up of the name to the answer. Default 10 s: a collector that is alive takes milliseconds.
+    #[serde(
+        rename = "timeout_s",
+        deserialize_with = "values::seconds::<_, 1, 600>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub timeout: Duration,
+    /// The longest pause before a batch that was not taken is sent again; the first is below a second, and each is twice the one
+    /// before. Default 60 s: a sink that is back is noticed within a minute, and one that is down is asked once a minute.
+    #[serde(
+        rename = "retry_max_s",
+        deserialize_with = "values::seconds::<_, 1, 3_600>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub retry_max: Duration,
+}
+
+impl Default for Sinks {
+    fn default() -> Sinks {
+        Sinks {
+            start: Start::Beginning,
+            batch_lines: 500,
+            timeout: Duration::from_secs(10),
+            retry_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// `[audit.webhook]`: lines in batches to a URL, signed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Webhook {
+    /// Where batches are posted to, `https` or `http` to this machine. Empty: no webhook.
+    #[serde(deserialize_with = "ServiceUrl::deserialize", serialize_with = "ServiceUrl::serialize_redacted")]
+    pub url: Option<ServiceUrl>,
+    /// File with the secret that signs them, 32 bytes at least, readable by nobody else. Needed with `url`.
+    pub secret_file: PathBuf,
+    /// PEM file with CAs that `url` may be signed by, beside the machine's own. Empty: none.
+    pub ca_file: PathBuf,
 }
 
 impl Default for Audit {
@@ -91,6 +154,8 @@ impl Default for Audit {
             keep_bytes: 0,
             checkpoint: Duration::from_secs(60),
             checkpoint_file: PathBuf::new(),
+            sinks: Sinks::default(),
+            webhook: Webhook::default(),
         }
     }
 }
@@ -103,6 +168,13 @@ impl Audit {
                 "audit.keep_bytes, audit.rotate_bytes",
                 "less is kept than two segments have, so requests that run could lose their records",
                 "raise keep_bytes or lower rotate_bytes",
+            ));
+        }
+        if self.webhook.url.is_some() && self.webhook.secret_file.as_os_str().is_empty() {
+            return Err(ConfigError::new(
+                "audit.webhook.url, audit.webhook.secret_file",
+                "batches would be sent unsigned, so that nobody can tell them from somebody else's",
+                "name a file of mode 0600 with a secret (openssl rand -hex 32)",
             ));
         }
         Ok(())

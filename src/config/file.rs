@@ -55,6 +55,8 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
         &mut config.policy.dir,
         &mut config.audit.dir,
         &mut config.audit.checkpoint_file,
+        &mut config.audit.webhook.secret_file,
+        &mut config.audit.webhook.ca_file,
         &mut identity.secret_file,
         &mut identity.jwks_file,
         &mut identity.ca_file,

@@ -406,6 +406,7 @@ fn settings_that_contradict_each_other_are_refused() {
         ("[identity]\nalgorithm = \"HS256\"", "identity.algorithm"),
         ("[identity]\nalgorithm = \"RS256\"\nsecret_file = \"a\"", "identity.algorithm, identity.secret_file"),
         ("backend = []", "backend"),
+        ("[audit.webhook]\nurl = \"https://hook.example\"", "audit.webhook.url, audit.webhook.secret_file"),
     ] {
         let file = folder.write("proxy.toml", text);
         let e = env(&[("BEHAVRY_CONFIG", file.to_str().unwrap())]).expect_err(text);
@@ -553,6 +554,17 @@ keep_days = 0
 keep_bytes = 0
 checkpoint_s = 60
 checkpoint_file = ""
+
+[audit.sinks]
+start = "beginning"
+batch_lines = 500
+timeout_s = 10
+retry_max_s = 60
+
+[audit.webhook]
+url = ""
+secret_file = ""
+ca_file = ""
 
 [streaming]
 include_usage = true

@@ -184,6 +184,8 @@ pub struct Metrics {
     audit_failing: IntGauge,
     audit_lag: IntGaugeVec,
     audit_dropped: IntCounterVec,
+    sinks: Sinks,
+    audit_free: IntGauge,
     audit_fsync: Histogram,
     audit_fsync_failures: IntCounter,
     audit_segments: IntCounter,
@@ -295,16 +297,36 @@ impl Metrics {
         let audit_unavailable =
             make.counter("audit_unavailable_total", "Requests refused because their record could not be written.");
         let audit_failing = make.gauge("audit_failing", "Whether the audit cannot be written now (1).");
-        let audit_lag = make.gauges("audit_lag_records", "Records accepted and not yet written, by sink.", &["sink"]);
+        let audit_lag = make.gauges(
+            "audit_lag_records",
+            "Records accepted and not yet written (file, stdout), or lines of the files not yet delivered, by sink.",
+            &["sink"],
+        );
         let audit_dropped = make.counters(
             "audit_dropped_records_total",
-            "Records that a sink did not get: final records of refused requests (file), or copies (stdout).",
+            "Records that a sink did not get: final records of refused requests (file), copies (stdout), or lines (others).",
             &["sink"],
         );
         for sink in ["file", "stdout"] {
             audit_lag.with_label_values(&[sink]);
             audit_dropped.with_label_values(&[sink]);
         }
+        let sinks = Sinks {
+            delivered: make.counters("audit_sink_delivered_records_total", "Lines that a sink has taken.", &["sink"]),
+            failures: make.counters("audit_sink_failures_total", "Batches that a sink did not take.", &["sink"]),
+            behind: make.gauges(
+                "audit_sink_lag_seconds",
+                "Age of the oldest line that a sink does not have; 0 where it has all.",
+                &["sink"],
+            ),
+            last_success: make.gauges(
+                "audit_sink_last_success_timestamp_seconds",
+                "When a sink last took a batch, in seconds since 1970; 0 before the first.",
+                &["sink"],
+            ),
+        };
+        let audit_free =
+            make.gauge("audit_free_bytes", "Bytes that may still be written on the file system of the audit's folder.");
         let audit_fsync = make.histogram("audit_fsync_seconds", "Time of one fsync of the audit.", FSYNC_SECONDS);
         let audit_fsync_failures =
             make.counter("audit_fsync_failures_total", "Fsyncs of the audit that failed; each ends its segment.");
@@ -367,6 +389,8 @@ impl Metrics {
             audit_failing,
             audit_lag,
             audit_dropped,
+            sinks,
+            audit_free,
             audit_fsync,
             audit_fsync_failures,
             audit_segments,
@@ -601,8 +625,65 @@ impl Metrics {
         self.audit_dropped.with_label_values(&[sink]).inc_by(records);
     }
 
+    pub(super) fn audit_free_bytes(&self, bytes: u64) {
+        self.audit_free.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// The series of a sink that is sent the audit from its files. `name`: what kind it is, of which there is one.
+    pub fn audit_sink(&self, name: &'static str) -> SinkMetrics {
+        SinkMetrics {
+            lag_records: self.audit_lag.with_label_values(&[name]),
+            lag_seconds: self.sinks.behind.with_label_values(&[name]),
+            delivered: self.sinks.delivered.with_label_values(&[name]),
+            failures: self.sinks.failures.with_label_values(&[name]),
+            last_success: self.sinks.last_success.with_label_values(&[name]),
+            dropped: self.audit_dropped.with_label_values(&[name]),
+        }
+    }
+
     pub(super) fn folded_refusal(&self) {
         self.folded_refusals.inc();
+    }
+}
+
+/// Families with a series for each configured sink.
+struct Sinks {
+    delivered: IntCounterVec,
+    failures: IntCounterVec,
+    behind: IntGaugeVec,
+    last_success: IntGaugeVec,
+}
+
+/// One sink's series.
+pub struct SinkMetrics {
+    lag_records: IntGauge,
+    lag_seconds: IntGauge,
+    delivered: IntCounter,
+    failures: IntCounter,
+    last_success: IntGauge,
+    dropped: IntCounter,
+}
+
+impl SinkMetrics {
+    /// How many lines the sink does not have, and how old the oldest of them is.
+    pub fn behind(&self, records: u64, seconds: u64) {
+        self.lag_records.set(i64::try_from(records).unwrap_or(i64::MAX));
+        self.lag_seconds.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    pub fn delivered(&self, records: u64) {
+        self.delivered.inc_by(records);
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        self.last_success.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    pub fn failed(&self) {
+        self.failures.inc();
+    }
+
+    /// Lines that the sink will never get.
+    pub fn dropped(&self, records: u64) {
+        self.dropped.inc_by(records);
     }
 }
 

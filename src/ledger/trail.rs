@@ -25,7 +25,7 @@ pub mod back;
 pub mod follow;
 pub mod segment;
 
-pub use follow::{Event, Follower};
+pub use follow::{Event, Follower, Loss, timestamp};
 
 /// The longest line that is read, in bytes. A record has 32 KiB at most; what grows is `segment_open`'s list of heads, by some 150
 /// bytes for each writer whose files are still there: this is room for 25,000 of them.

@@ -18,11 +18,13 @@ use crate::identity::own_keys::{self, OwnKeys};
 use crate::identity::revocations::Revocations;
 use crate::identity::{Algorithm, Issuer, SigningKey, Verifier, VerifierSettings};
 use crate::ledger::Metrics;
+use crate::ledger::record::Moment;
 use crate::models::Models;
 use crate::operator::gate::Gate;
 use crate::outbound::Outbound;
 use crate::policy::{self, Policy};
 use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
+use crate::sinks::{self, Receiver, SinkSettings, Webhook};
 use crate::snapshot::Snapshot;
 
 /// Everything from scratch: at the start.
@@ -282,8 +284,12 @@ pub fn control_plane(config: &Config) -> Result<Option<ControlPlane>, String> {
 
 /// The client for the two URLs of `[identity]`.
 pub fn outbound(config: &Config) -> Result<Outbound, String> {
-    let ca_file = &config.identity.ca_file;
-    Outbound::new(is_set(ca_file).then_some(ca_file.as_path())).map_err(in_words("identity.ca_file"))
+    trusting(&config.identity.ca_file, "identity.ca_file")
+}
+
+/// A client that trusts a CA file's certificates too, if there is one.
+fn trusting(ca_file: &Path, key: &str) -> Result<Outbound, String> {
+    Outbound::new(is_set(ca_file).then_some(ca_file)).map_err(in_words(key))
 }
 
 /// What the URL gave before the last restart. Whatever is wrong with it does not matter if the URL is up.
@@ -355,6 +361,36 @@ pub fn operator_gate(config: &Config) -> Result<Gate, String> {
     let credential = if is_set(path) { Some(read_private(path)?) } else { None };
     Gate::new(&config.operator.hosts, credential.as_deref().map(trimmed))
         .map_err(in_words(&format!("operator.credential_file ({})", path.display())))
+}
+
+/// The sinks that are configured beside the file and standard output, with their secrets.
+pub fn sinks(config: &Config) -> Result<Vec<Receiver>, String> {
+    let mut receivers = Vec::new();
+    let webhook = &config.audit.webhook;
+    if let Some(url) = &webhook.url {
+        let secret = read_private(&webhook.secret_file)?;
+        let secret = sinks::webhook::Secret::new(trimmed(&secret))
+            .map_err(in_words(&format!("audit.webhook.secret_file ({})", webhook.secret_file.display())))?;
+        let outbound = trusting(&webhook.ca_file, "audit.webhook.ca_file")?;
+        receivers.push(Receiver::Webhook(Box::new(Webhook::new(url.clone(), outbound, secret))));
+    }
+    Ok(receivers)
+}
+
+/// Called before the audit is opened: a sink that begins now has all that this process writes.
+pub fn sink_settings(config: &Config) -> SinkSettings {
+    SinkSettings {
+        folder: config.audit.dir.clone(),
+        bookmarks: config.state_dir.join("sinks"),
+        start: match config.audit.sinks.start {
+            config::Start::Beginning => sinks::Start::Beginning,
+            config::Start::Now => sinks::Start::Now,
+        },
+        since: Moment::now(),
+        batch_lines: config.audit.sinks.batch_lines,
+        timeout: config.audit.sinks.timeout,
+        retry_max: config.audit.sinks.retry_max,
+    }
 }
 
 fn read_pem(pem: &Pem, what: &str) -> Result<Vec<u8>, String> {

@@ -14,6 +14,8 @@ use crate::site::Site;
 const AFTER_CUT: Duration = Duration::from_secs(3);
 /// For the last records.
 const LAST_RECORDS: Duration = Duration::from_secs(5);
+/// For a sink that is up to take what it does not have yet.
+pub const LAST_BATCHES: Duration = Duration::from_secs(3);
 
 /// Listens for the signals from now on, so that none that comes after the start was told kills the process; the future ends at the
 /// first.

@@ -135,14 +135,29 @@ def test_the_dashboards_queries_are_promql(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_dashboard_and_alerts_name_only_metrics_that_are_there(proxy, metrics):
+def metrics_with_a_sink(tmp_path, backend):
+    """A sink has series where it is configured. Nobody listens at this one."""
+    nobody = stack.DeadPort()
+    secret = tmp_path / "webhook.secret"
+    secret.write_text("0123456789abcdef" * 2)
+    secret.chmod(0o600)
+    (tmp_path / "proxy.toml").write_text(f'[audit.webhook]\nurl = "{nobody.url}"\nsecret_file = "{secret}"\n')
+    running = stack.Proxy(tmp_path / "p", backend, BEHAVRY_CONFIG=tmp_path / "proxy.toml")
+    try:
+        return stack.call(running.operator + "/metrics").body.decode()
+    finally:
+        running.stop()
+        nobody.socket.close()
+
+
+def test_dashboard_and_alerts_name_only_metrics_that_are_there(proxy, metrics, tmp_path, backend):
     # Some families are there once something of theirs has happened: the fixture saw to the others.
     address = urllib.parse.urlsplit(proxy.base)
     with socket.create_connection((address.hostname, address.port), timeout=10) as stranger:
         stranger.sendall(b"NO REQUEST\r\n\r\n")
         while stranger.recv(4096):
             pass
-    metrics = stack.call(proxy.operator + "/metrics").body.decode()
+    metrics = stack.call(proxy.operator + "/metrics").body.decode() + metrics_with_a_sink(tmp_path, backend)
     there = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)", metrics, re.MULTILINE):
         there |= {name + end for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -22,6 +23,9 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// How often segments are looked at for their age; for their size, after each new segment too.
 const RETAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// How often the file system is asked for its room.
+const ROOM_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) struct Keeper {
     checkpoint_file: Option<PathBuf>,
@@ -102,8 +106,20 @@ fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
+/// What this process may still write there: a file system may keep some for root.
+fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes())?;
+    // SAFETY: zeroed, it is a valid statvfs of nothing; the path ends with a zero byte, and both live for the whole call.
+    let (asked, about) = unsafe {
+        let mut about: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &mut about), about)
+    };
+    if asked == 0 { Ok(about.f_bavail.saturating_mul(about.f_frsize)) } else { Err(io::Error::last_os_error()) }
+}
+
 fn run(keeper: &Weak<Keeper>, shared: &Weak<Shared>, retention: &Retention) {
     let mut looked: Option<Instant> = None;
+    let mut room_asked: Option<Instant> = None;
     let mut failing = false;
     loop {
         let Some(keeper) = keeper.upgrade() else { return };
@@ -120,6 +136,12 @@ fn run(keeper: &Weak<Keeper>, shared: &Weak<Shared>, retention: &Retention) {
         }
         keeper.waiting.lock().busy = false;
         keeper.changed.notify_all();
+        if room_asked.is_none_or(|at| at.elapsed() >= ROOM_EVERY) {
+            room_asked = Some(Instant::now());
+            if let Ok(bytes) = free_bytes(&retention.dir) {
+                keeper.metrics.audit_free_bytes(bytes);
+            }
+        }
         if look && retention.is_set() {
             looked = Some(Instant::now());
             let Some(shared) = shared.upgrade() else { return };

@@ -302,7 +302,7 @@ impl Chain {
 }
 
 /// A line's timestamp, as it stands there; empty where there is none. Quotes inside a string are escaped, so this is a member's name.
-pub(super) fn timestamp(line: &[u8]) -> &str {
+pub fn timestamp(line: &[u8]) -> &str {
     const NAME: &[u8] = br#""timestamp":""#;
     let text = memchr::memmem::rfind(line, NAME).map_or(&[][..], |at| &line[at + NAME.len()..]);
     let end = memchr::memchr(b'"', &text[..text.len().min(64)]).unwrap_or(0);
