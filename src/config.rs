@@ -8,6 +8,7 @@
 //! - [`models`]: what is said of models.
 //! - [`sections`]: the tables of the file, field by field, with unit, default, variable and reason.
 //! - [`service_url`]: where a service is that we call ourselves.
+//! - [`syslog`]: where a syslog receiver is.
 //! - [`values`]: secrets, backend URLs, and the checks of single values.
 //! - `file`: TOML text in, a [`Config`] or the line at fault out.
 
@@ -16,6 +17,7 @@ mod file;
 pub mod models;
 pub mod sections;
 pub mod service_url;
+pub mod syslog;
 pub mod values;
 
 use std::fmt;
@@ -31,6 +33,7 @@ pub use sections::{
     Streaming,
 };
 pub use service_url::ServiceUrl;
+pub use syslog::{Facility, SyslogAddress};
 pub use values::{Algorithm, BackendUrl, Pem, Secret};
 
 /// Name of the folders below the system's own, and of the one below `/etc`.
@@ -162,6 +165,12 @@ impl Config {
                 "operator.listen = {}: its credential crosses the network in the clear; put TLS in front of it, or keep it on \
                  127.0.0.1 and reach it through ssh -L",
                 self.operator.listen
+            ));
+        }
+        if let Some(address) = self.audit.syslog.address.as_ref().filter(|address| !address.is_local()) {
+            warnings.push(format!(
+                "audit.syslog {address}: records cross the network in the clear, and anybody may answer; send them to a syslog of this \
+                 machine that forwards them over TLS"
             ));
         }
         for backend in &self.backend {

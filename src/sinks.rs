@@ -4,7 +4,9 @@
 //! - [`batch`]: lines that are sent together.
 //! - [`courier`]: the task of one sink: read, deliver, save the bookmark, or wait and try again.
 //! - [`lag`]: how many lines a sink is behind.
+//! - [`line`](mod@line), [`answer`], [`host`]: what a line says, what an HTTP answer means, what this machine is called.
 //! - [`webhook`]: batches to a URL, signed.
+//! - [`syslog`]: lines to a syslog receiver.
 //!
 //! The file is primary. A sink reads it as `audit tail` does, so a request never waits for one, and one that is down, slow or wrong
 //! costs nothing but its own lag: what it does not have is still in the file. Its bookmark (for each writer a segment and a byte) is saved in
@@ -22,14 +24,19 @@ use self::courier::Courier;
 use crate::ledger::Metrics;
 use crate::ledger::record::Moment;
 
+pub mod answer;
 pub mod backlog;
 pub mod batch;
 pub mod courier;
+pub mod host;
 pub mod lag;
+pub mod line;
+pub mod syslog;
 pub mod webhook;
 
 pub use backlog::Start;
 pub use batch::Batch;
+pub use syslog::Syslog;
 pub use webhook::Webhook;
 
 /// What holds for every sink.
@@ -54,21 +61,31 @@ pub struct SinkSettings {
 /// Where batches go. One of each kind at most, so that its name is a word of the code: a file's, and a label's.
 pub enum Receiver {
     Webhook(Box<Webhook>),
+    Syslog(Syslog),
 }
 
 impl Receiver {
     pub fn name(&self) -> &'static str {
         match self {
             Receiver::Webhook(_) => "webhook",
+            Receiver::Syslog(_) => "syslog",
         }
     }
 
     /// Sends a batch, once. It was taken as a whole, or it is sent again.
-    pub async fn deliver(&mut self, batch: &Batch, within: Duration) -> Result<(), Failure> {
+    pub async fn deliver(&mut self, batch: &Batch, within: Duration) -> Result<Taken, Failure> {
         match self {
-            Receiver::Webhook(webhook) => webhook.deliver(batch, within).await,
+            Receiver::Webhook(webhook) => webhook.deliver(batch, within).await.map(|()| Taken::default()),
+            Receiver::Syslog(syslog) => syslog.deliver(batch, within).await,
         }
     }
+}
+
+/// A batch was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// But for so many of its lines, which it would be no use to send again.
+    pub refused: u64,
 }
 
 /// Why a batch was not taken.

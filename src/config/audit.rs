@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::syslog::Syslog;
 use super::{ConfigError, ServiceUrl, values};
 
 /// What a crash may take.
@@ -76,6 +77,7 @@ pub struct Audit {
     pub checkpoint_file: PathBuf,
     pub sinks: Sinks,
     pub webhook: Webhook,
+    pub syslog: Syslog,
 }
 
 /// Where a sink begins that has never had anything.
@@ -156,6 +158,7 @@ impl Default for Audit {
             checkpoint_file: PathBuf::new(),
             sinks: Sinks::default(),
             webhook: Webhook::default(),
+            syslog: Syslog::default(),
         }
     }
 }

@@ -284,6 +284,10 @@ fn a_wrong_value_is_refused_with_its_line_its_key_and_what_to_write() {
             "line 4: backend.url: the URL does not begin with http:// or https://; write it as http://host:11434",
         ),
         (
+            "[audit.syslog]\naddress = \"/dev/log\"",
+            "line 2: audit.syslog.address: this is no address of a syslog; write unix:///dev/log, udp://host:514 or tcp://host:601",
+        ),
+        (
             "[[backend]]\nurl = \"http://a\"\nname = \"a b\"",
             "line 3: backend.name: \"a b\" cannot stand in a header; write up to 64 letters, digits and ._-",
         ),
@@ -566,6 +570,10 @@ url = ""
 secret_file = ""
 ca_file = ""
 
+[audit.syslog]
+address = ""
+facility = "authpriv"
+
 [streaming]
 include_usage = true
 cancel_grace_ms = 50
@@ -591,6 +599,15 @@ fn an_operators_listener_off_loopback_needs_a_credential_and_is_worth_a_word() {
     let config = env(&[("BEHAVRY_CONFIG", file.to_str().unwrap())]).unwrap();
     assert_eq!(config.operator.credential_file, file.with_file_name("operator.token"));
     assert_eq!(config.warnings().len(), 1);
+}
+
+#[test]
+fn a_syslog_on_another_machine_is_worth_a_word() {
+    let folder = Folder::new();
+    for (address, words) in [("udp://127.0.0.1:514", 0), ("unix:///dev/log", 0), ("tcp://logs.example:601", 1)] {
+        let file = folder.write("proxy.toml", &format!("[audit.syslog]\naddress = \"{address}\""));
+        assert_eq!(env(&[("BEHAVRY_CONFIG", file.to_str().unwrap())]).unwrap().warnings().len(), words, "{address}");
+    }
 }
 
 #[test]

@@ -334,7 +334,7 @@ pub(super) fn as_pem_file<S: Serializer>(value: &Option<Pem>, s: S) -> Result<S:
 
 // ---- words
 
-fn plain_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+pub(super) fn plain_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     match toml::Value::deserialize(d)? {
         toml::Value::String(text) => Ok(text),
         other => Err(D::Error::custom(format!("found {}; write a text in quotes", described(&other)))),

@@ -24,7 +24,7 @@ use crate::operator::gate::Gate;
 use crate::outbound::Outbound;
 use crate::policy::{self, Policy};
 use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
-use crate::sinks::{self, Receiver, SinkSettings, Webhook};
+use crate::sinks::{self, Receiver, SinkSettings, Syslog, Webhook};
 use crate::snapshot::Snapshot;
 
 /// Everything from scratch: at the start.
@@ -373,6 +373,10 @@ pub fn sinks(config: &Config) -> Result<Vec<Receiver>, String> {
             .map_err(in_words(&format!("audit.webhook.secret_file ({})", webhook.secret_file.display())))?;
         let outbound = trusting(&webhook.ca_file, "audit.webhook.ca_file")?;
         receivers.push(Receiver::Webhook(Box::new(Webhook::new(url.clone(), outbound, secret))));
+    }
+    let syslog = &config.audit.syslog;
+    if let Some(address) = &syslog.address {
+        receivers.push(Receiver::Syslog(Syslog::new(address.clone(), syslog.facility)));
     }
     Ok(receivers)
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::backlog::{Backlog, Bookmark, Read};
 use super::lag::Lag;
-use super::{Batch, Failure, Receiver, SinkSettings};
+use super::{Batch, Failure, Receiver, SinkSettings, Taken};
 use crate::identity::private_file::{make_folder, try_lock};
 use crate::ledger::SinkMetrics;
 
@@ -148,8 +148,12 @@ impl Courier {
         let mut pause = FIRST_PAUSE;
         while let Some(piece) = pieces.front() {
             match self.receiver.deliver(piece, self.settings.timeout).await {
-                Ok(()) => {
-                    self.metrics.delivered(piece.len() as u64);
+                Ok(Taken { refused }) => {
+                    self.metrics.delivered((piece.len() as u64).saturating_sub(refused));
+                    if refused > 0 {
+                        self.metrics.dropped(refused);
+                        log::error!("audit: the {} cannot take {refused} lines", self.receiver.name());
+                    }
                     if self.failing.take().is_some() {
                         log::info!("audit: the {} takes lines again", self.receiver.name());
                     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use sha2::{Digest, Sha256};
 
-use super::{Batch, Failure};
+use super::{Batch, Failure, answer};
 use crate::config::ServiceUrl;
 use crate::outbound::{Bounds, Outbound};
 
@@ -76,30 +76,8 @@ impl Webhook {
         let bounds = Bounds { within, reply_bytes: REPLY_BYTES };
         let reply = self.outbound.post(&self.url, &headers, body, bounds).await;
         let reply = reply.map_err(|why| Failure::new(format!("{} {why}", self.url)))?;
-        taken(&self.url, reply.status, &reply.headers)
+        answer::taken(&self.url, reply.status, &reply.headers)
     }
-}
-
-/// What an answer's status means. Every 2xx means that it was taken; a redirect is not followed, since what is signed for one is not another's.
-pub fn taken(url: &ServiceUrl, status: u16, headers: &HeaderMap) -> Result<(), Failure> {
-    match status {
-        200..300 => Ok(()),
-        _ => Err(Failure {
-            why: format!("{url} answered {status}"),
-            retry_after: retry_after(headers),
-            too_large: status == 413,
-        }),
-    }
-}
-
-/// Seconds, or a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    at.duration_since(jiff::Timestamp::now()).try_into().ok()
 }
 
 #[cfg(test)]
@@ -129,22 +107,5 @@ mod tests {
             assert!(why.contains("32 is the least"), "{why}");
         }
         assert!(signed(b"whsec_*").is_err());
-    }
-
-    #[test]
-    fn a_pause_that_is_asked_for_is_in_seconds_or_a_date() {
-        let asked =
-            |text: &str| retry_after(&HeaderMap::from_iter([(header::RETRY_AFTER, text.parse().expect("a value"))]));
-        assert_eq!(asked("120"), Some(Duration::from_secs(120)));
-        let then = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1000);
-        let text = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&then).expect("a date");
-        let asked_for = asked(&text).expect("a date");
-        assert!(
-            asked_for > Duration::from_secs(900) && asked_for <= Duration::from_secs(1000),
-            "{text}: {asked_for:?}"
-        );
-        for nothing in ["", "soon", "-1", "Wed, 21 Oct 2015 07:28:00 GMT"] {
-            assert_eq!(asked(nothing), None, "{nothing}");
-        }
     }
 }

@@ -42,3 +42,5 @@ mod shutdown;
 mod sinks;
 mod smuggling;
 mod streaming;
+mod syslog;
+mod syslog_receiver;

@@ -52,7 +52,7 @@ impl Hooked {
 }
 
 /// Every whole line of each writer, in order.
-fn chains(dir: &Path) -> BTreeMap<String, Vec<String>> {
+pub fn chains(dir: &Path) -> BTreeMap<String, Vec<String>> {
     let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in segments(dir) {
         let name: SegmentName = path.file_name().and_then(|name| name.to_str()).expect("a name").parse().expect("ours");
@@ -64,14 +64,14 @@ fn chains(dir: &Path) -> BTreeMap<String, Vec<String>> {
 }
 
 /// Whether each line of the folder was delivered.
-fn has_all(dir: &Path, delivered: &[String]) -> bool {
+pub fn has_all(dir: &Path, delivered: &[String]) -> bool {
     let had: std::collections::HashSet<&str> = delivered.iter().map(String::as_str).collect();
     chains(dir).values().flatten().all(|line| had.contains(line.as_str()))
 }
 
 /// Lines came at least once, word for word, and those of a writer first came in its order.
 #[track_caller]
-fn whole_and_in_order(dir: &Path, delivered: &[String]) {
+pub fn whole_and_in_order(dir: &Path, delivered: &[String]) {
     let mut first: HashMap<&str, usize> = HashMap::new();
     for (at, line) in delivered.iter().enumerate() {
         first.entry(line).or_insert(at);
@@ -91,7 +91,7 @@ async fn wait_for_all(house: &House, collector: &Collector) {
     wait_until("every line at the collector", || has_all(&dir, &collector.lines()).then_some(())).await;
 }
 
-async fn serve(house: &House, requests: usize, name: &str) {
+pub async fn serve(house: &House, requests: usize, name: &str) {
     for n in 0..requests {
         let ask = Request::get("/api/version").bearer(&house.token()).id(&format!("{name}-{n}"));
         assert_eq!(house.send(ask).await.status, 200);
@@ -99,7 +99,7 @@ async fn serve(house: &House, requests: usize, name: &str) {
 }
 
 /// Scrapes until it holds.
-async fn until(house: &House, what: &str, holds: impl Fn(&str) -> bool) -> String {
+pub async fn until(house: &House, what: &str, holds: impl Fn(&str) -> bool) -> String {
     let began = std::time::Instant::now();
     loop {
         let scrape = house.metrics().await;
@@ -111,7 +111,7 @@ async fn until(house: &House, what: &str, holds: impl Fn(&str) -> bool) -> Strin
     }
 }
 
-fn value(scrape: &str, series: &str) -> u64 {
+pub fn value(scrape: &str, series: &str) -> u64 {
     let found = scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     found.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{series} in\n{scrape}"))
 }
