@@ -17,8 +17,11 @@ use crate::policy::Permit;
 use crate::refusal::Refusal;
 use crate::snapshot::Snapshot;
 use crate::upstream::Lease;
+use crate::wire::failure::Stream;
+use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
 use crate::wire::rewrite::UsageHider;
+use crate::wire::whole::Whole;
 use crate::wire::{Ask, Dialect, Endpoint, ModelRef};
 
 pub mod requester;
@@ -92,6 +95,10 @@ pub struct Exchange {
     pub last_byte: Option<Instant>,
     pub meter: Option<Meter>,
     pub hider: Option<UsageHider>,
+    /// Of a stream.
+    pub mender: Option<Mender>,
+    /// Of a reply that is none.
+    pub whole: Option<Whole>,
     /// Bytes of a body that is passed on as it comes.
     pub streamed_bytes: u64,
 
@@ -172,6 +179,8 @@ impl Exchange {
             last_byte: None,
             meter: None,
             hider: None,
+            mender: None,
+            whole: None,
             streamed_bytes: 0,
             status: None,
             refusal: None,
@@ -189,6 +198,12 @@ impl Exchange {
     pub fn runs_instead(&self) -> Option<String> {
         let asked = self.ask.as_ref()?.model.as_ref()?;
         self.model().filter(|runs| !runs.same_model(asked)).map(ModelRef::canonical)
+    }
+
+    /// What a stream ends with that cannot come to its own end, in the client's dialect.
+    pub fn last_words(&self, refusal: &Refusal, sse: bool, mid_record: bool) -> Vec<u8> {
+        let next_event = self.mender.as_ref().map_or(0, Mender::next_event);
+        refusal.frame(Stream::of(self.dialect, self.endpoint(), sse, next_event), mid_record)
     }
 
     pub fn endpoint(&self) -> Option<Endpoint> {

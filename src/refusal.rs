@@ -14,6 +14,7 @@ use serde::Serialize;
 pub use code::{Code, Retry};
 
 use crate::wire::Dialect;
+use crate::wire::failure::{Failure, Stream};
 
 /// Most bytes of a policy's own words that are repeated to a caller.
 const REASONS_MAX_BYTES: usize = 1024;
@@ -358,35 +359,16 @@ impl Refusal {
         }
     }
 
-    /// The error frame that ends a stream whose head is gone: a line of its own in NDJSON, an error event in SSE.
-    ///
-    /// `mid_record` says that the bytes sent last did not end a record. It is ended first, with a newline (a blank line
-    /// in SSE), and not otherwise: a blank line makes ollama-python raise before it sees the error.
-    pub fn frame(&self, dialect: Dialect, sse: bool, mid_record: bool) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(256);
-        match (mid_record, sse) {
-            (true, true) => frame.extend_from_slice(b"\n\n"),
-            (true, false) => frame.push(b'\n'),
-            (false, _) => {}
-        }
-        if !sse {
-            // Every NDJSON reader looks for `error` as a string; ollama-js insists on it.
-            frame.extend_from_slice(&json(&NativeFrame { error: &self.detail }));
-            frame.push(b'\n');
-            return frame;
-        }
-        let data = match dialect {
-            Dialect::Native => json(&NativeFrame { error: &self.detail }),
-            Dialect::OpenAi => json(&OpenAiFrame { error: self.openai() }),
-            Dialect::Anthropic => {
-                frame.extend_from_slice(b"event: error\n");
-                json(&self.anthropic(None))
-            }
+    /// The error frame that ends a stream whose head is gone; see [`Failure::frame`].
+    pub fn frame(&self, stream: Stream, mid_record: bool) -> Vec<u8> {
+        let failure = Failure {
+            message: &self.detail,
+            openai_type: self.code.openai_type(),
+            anthropic_type: self.code.anthropic_type(),
+            code: Some(self.code.as_str()),
+            param: self.param.as_deref(),
         };
-        frame.extend_from_slice(b"data: ");
-        frame.extend_from_slice(&data);
-        frame.extend_from_slice(b"\n\n");
-        frame
+        failure.frame(stream, mid_record)
     }
 
     fn openai(&self) -> OpenAiError<'_> {
@@ -415,21 +397,11 @@ struct NativeBody<'a> {
 }
 
 #[derive(Serialize)]
-struct NativeFrame<'a> {
-    error: &'a str,
-}
-
-#[derive(Serialize)]
 struct OpenAiBody<'a> {
     error: OpenAiError<'a>,
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     extra_fields: Option<ExtraFields<'a>>,
-}
-
-#[derive(Serialize)]
-struct OpenAiFrame<'a> {
-    error: OpenAiError<'a>,
 }
 
 #[derive(Serialize)]

@@ -191,6 +191,7 @@ pub fn site(
         models,
         in_flight: config.limits.in_flight as u64,
         blob_bytes: config.limits.blob_bytes,
+        held_reply_bytes: config.limits.reply_buffer_bytes,
         list_bytes: config.limits.list_bytes,
         include_usage: config.streaming.include_usage,
         cloud_models: config.egress.cloud_models,

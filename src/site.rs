@@ -38,6 +38,8 @@ pub struct Site {
     /// Requests served at once.
     pub in_flight: u64,
     pub blob_bytes: u64,
+    /// Of a reply that is not streamed, which is held to be judged.
+    pub held_reply_bytes: usize,
     /// Largest list of a backend.
     pub list_bytes: usize,
     /// Ask for the counts of `/v1` streams.

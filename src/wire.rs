@@ -5,6 +5,9 @@
 //! - [`model`]: model names by Ollama's own rules.
 //! - [`frames`]: NDJSON lines and SSE events, found in a stream at any split of its bytes.
 //! - [`meter`]: token counts and the finish reason, read while a reply passes.
+//! - [`failure`]: how a failure is said inside a stream, in each dialect.
+//! - [`mend`]: a backend's own words of failure, put into the stream's dialect.
+//! - [`whole`]: a reply that is not streamed, judged before it passes.
 //! - [`rewrite`]: bytes cut from or put into a request or a reply; everything else stays byte-exact.
 //! - [`list`]: the models in a list reply, filtered without touching what stays.
 //! - `native`, `openai`, `responses`, `anthropic`: a dialect is a file of field names, nothing else.
@@ -151,16 +154,19 @@ impl Endpoint {
 
 mod anthropic;
 pub mod ask;
+pub mod failure;
 pub mod frames;
 mod json;
 pub mod keep_alive;
 pub mod list;
+pub mod mend;
 pub mod meter;
 pub mod model;
 mod native;
 mod openai;
 mod responses;
 pub mod rewrite;
+pub mod whole;
 
 pub use ask::{Ask, AskError};
 pub use frames::Framing;

@@ -325,6 +325,8 @@ fn what_holds_a_prompt_or_a_reply_cannot_be_printed() {
     for (path, name) in [
         ("exchange.rs", "pub struct Exchange"),
         ("intake.rs", "pub struct Held"),
+        ("wire/mend.rs", "pub struct Mender"),
+        ("wire/whole.rs", "pub struct Whole"),
         ("door/link.rs", "pub struct Link"),
         ("door/link.rs", "pub struct Ticket"),
         ("door/downstream.rs", "pub struct Downstream"),

@@ -1,6 +1,8 @@
 //! The wire layer over bytes recorded from running Ollama servers (`fixtures/ollama/README.md` says how they came to be).
 use base64::Engine as _;
+use behavry_ollama_proxy::wire::mend::Mender;
 use behavry_ollama_proxy::wire::rewrite::{UsageHider, include_usage};
+use behavry_ollama_proxy::wire::whole::Whole;
 use behavry_ollama_proxy::wire::{Ask, AskError, Endpoint, Framing, Kind, Meter, Usage, ask, list, model};
 use bytes::Bytes;
 use serde_json::Value;
@@ -265,6 +267,90 @@ fn errors_that_ollama_shows_in_a_stream_are_noticed() {
     for name in ["0.17.4 native chat-runner-killed-stream", "0.33.0-rc2 native chat-jinja-runner-sseerror-stream"] {
         assert!(shown.iter().any(|shown| shown == name), "{name}");
     }
+}
+
+/// What the proxy judges of a reply with status 200 whose HTTP message came to its end: whether the client has to be told that its
+/// answer is none.
+fn is_broken(recording: &Recording, parts: &[&[u8]]) -> bool {
+    let usage = metered(recording, parts.iter().copied());
+    if recording.framing == Framing::Json {
+        let mut whole = Whole::new(recording.endpoint, usize::MAX);
+        for part in parts {
+            assert!(whole.push(part).is_ok());
+        }
+        return !whole.is_answer(&usage);
+    }
+    let mut mender = Mender::new(recording.endpoint, recording.framing);
+    let mut passed = vec![];
+    for part in parts {
+        passed.extend_from_slice(&mender.pass(Bytes::copy_from_slice(part)));
+    }
+    passed.extend_from_slice(&mender.finish());
+    assert!(passed == recording.reply, "{}: a recorded stream passes as it is", recording.name);
+    !(usage.terminal || usage.rendered)
+}
+
+/// Whether an auditor would call it broken, by what was recorded of it.
+fn should_be_broken(recording: &Recording) -> bool {
+    let expected = &recording.expected;
+    let rendered = recording.name.contains("debug-render");
+    // `/v1/responses`, not streamed, says `completed` whatever happened (ollama-wire 4.3).
+    let half_said = recording.endpoint == Endpoint::Responses
+        && recording.framing == Framing::Json
+        && ["token-repeat", "runner-"].iter().any(|cause| recording.name.contains(cause));
+    half_said || expected["terminal_marker"] == false && !rendered
+}
+
+#[test]
+fn whole_replies_are_never_called_broken_and_broken_ones_always_are() {
+    let (mut whole, mut broken) = (0, 0);
+    for recording in VERSIONS.into_iter().flat_map(recordings) {
+        if recording.status() != 200 || recording.endpoint.kind() != Kind::Infer {
+            continue;
+        }
+        let name = &recording.name;
+        let (reply, wanted) = (recording.reply.as_slice(), should_be_broken(&recording));
+        *(if wanted { &mut broken } else { &mut whole }) += 1;
+        assert_eq!(is_broken(&recording, &[reply]), wanted, "{name}");
+        assert_eq!(is_broken(&recording, &reply.chunks(1).collect::<Vec<_>>()), wanted, "{name}: byte by byte");
+        let near_line_end = |at: usize| reply[at.saturating_sub(3)..(at + 3).min(reply.len())].contains(&b'\n');
+        for at in 0..=reply.len() {
+            if reply.len() <= 500 || near_line_end(at) || reply.len() - at < 100 {
+                assert_eq!(is_broken(&recording, &[&reply[..at], &reply[at..]]), wanted, "{name}: cut at {at}");
+            }
+        }
+    }
+    assert!(whole > 150 && broken > 60, "{whole} whole, {broken} broken");
+}
+
+#[test]
+fn a_whole_stream_that_is_cut_anywhere_before_its_end_is_broken() {
+    let mut seen = 0;
+    for recording in recordings("0.33.0-rc2") {
+        let streamed = matches!(recording.framing, Framing::Sse | Framing::Ndjson);
+        if recording.status() != 200
+            || recording.endpoint.kind() != Kind::Infer
+            || !streamed
+            || should_be_broken(&recording)
+        {
+            continue;
+        }
+        seen += 1;
+        let reply = &recording.reply;
+        // The record that ends it: from its first byte on the end may be there.
+        let last = match recording.framing {
+            Framing::Ndjson => reply[..reply.len() - 1].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1),
+            _ => {
+                let text = std::str::from_utf8(reply).unwrap();
+                let ends = ["\"finish_reason\":\"", "event: message_stop", "event: response.completed"];
+                ends.iter().filter_map(|end| text.find(end)).min().unwrap_or_else(|| panic!("{}", recording.name))
+            }
+        };
+        for at in 0..=last {
+            assert!(!metered(&recording, [&reply[..at]]).terminal, "{}: cut at {at}", recording.name);
+        }
+    }
+    assert!(seen > 40, "{seen}");
 }
 
 /// Without what differs from one answer to the next.

@@ -23,7 +23,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 
 use super::DoorSettings;
 use super::link::Link;
-use super::outgoing::{Outgoing, cut_error};
+use super::outgoing::{Outgoing, REFUSED, cut_error};
 
 /// One piece of a replayed body. The backend's write time-out then applies to a piece, and the reply is looked at between
 /// pieces: handed over in one, an early 400 is seen only after the write time-out, which covers the whole body.
@@ -45,6 +45,8 @@ pub struct Downstream {
     released: bool,
     responded: bool,
     position: usize,
+    /// A head that waits until its body has been judged.
+    held_head: Option<Box<ResponseHeader>>,
 }
 
 impl Drop for Downstream {
@@ -64,6 +66,7 @@ impl Downstream {
             released: false,
             responded: false,
             position: 0,
+            held_head: None,
         }
     }
 
@@ -88,7 +91,6 @@ impl Downstream {
             return;
         }
         self.responded = true;
-        self.link.note_answered();
         // No retry is possible any more. After 4xx and 5xx the rest of the body is of no use to the backend.
         if self.body.as_ref().is_some_and(|body| self.position >= body.len()) || head.status.as_u16() >= 400 {
             self.release();
@@ -111,7 +113,11 @@ impl Downstream {
     }
 
     async fn write_head(&mut self, head: Box<ResponseHeader>, end: bool) -> Result<()> {
+        self.held_head = None; // another answer takes its place
         self.note_head(&head);
+        if !head.status.is_informational() {
+            self.link.note_answered();
+        }
         // h1: a 1xx written while the body is unread turns keep-alive off (traps, Pingora 2); put it back.
         let keepalive = head.status.is_informational().then(|| self.inner().get_keepalive());
         if self.link.closes_connection() {
@@ -126,6 +132,19 @@ impl Downstream {
         written
     }
 
+    /// The held head, now that its body may be sent. A body that comes whole gets its length, if the head says nothing of it.
+    async fn release_head(&mut self, first: &HttpTask) -> Result<()> {
+        let Some(mut head) = self.held_head.take() else { return Ok(()) };
+        let says = |name| head.headers.contains_key(name);
+        if let HttpTask::Body(bytes, true) = first
+            && !says("content-length")
+            && !says("transfer-encoding")
+        {
+            head.insert_header("content-length", bytes.as_ref().map_or(0, Bytes::len))?;
+        }
+        self.write_head(head, false).await
+    }
+
     async fn write_tasks(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let several = tasks.iter().filter(|task| matches!(task, HttpTask::Body(..))).count() > 1;
         let mut joined: Option<(BytesMut, bool)> = None; // several body tasks go out as one chunk
@@ -135,17 +154,31 @@ impl Downstream {
                 // A backend's 1xx, which nobody asked for: its headers are unfiltered, HTTP/1.0 knows none, and Python's http.client
                 // takes any but 100 for the reply.
                 HttpTask::Header(head, _) if head.status.is_informational() && head.status != 101 => {}
+                HttpTask::Header(head, false) if self.link.holds_head() => {
+                    self.note_head(&head);
+                    self.held_head = Some(head);
+                }
                 HttpTask::Header(head, end) => self.write_head(head, end).await?,
+                HttpTask::Failed(e) => {
+                    failed = Some(e);
+                    break;
+                }
+                _ if self.held_head.is_some() && self.link.is_spoiled() => {
+                    return Error::e_explain(REFUSED, "the reply is no answer");
+                }
+                // Nothing to be said yet.
+                HttpTask::Body(bytes, false)
+                    if self.held_head.is_some() && bytes.as_ref().is_none_or(Bytes::is_empty) => {}
+                task if self.held_head.is_some() => {
+                    self.release_head(&task).await?;
+                    self.out_mut().push(task)?;
+                }
                 HttpTask::Body(bytes, end) if several => {
                     let all = joined.get_or_insert_with(Default::default);
                     if let Some(bytes) = bytes {
                         all.0.extend_from_slice(&bytes);
                     }
                     all.1 |= end;
-                }
-                HttpTask::Failed(e) => {
-                    failed = Some(e);
-                    break;
                 }
                 task => {
                     if let Some((bytes, end)) = joined.take() {

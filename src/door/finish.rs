@@ -97,7 +97,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
                 (false, Some(cut)) => cut.refusal(),
                 (false, None) => link.stream_refusal(),
             };
-            let frame = refusal.frame(dialect, out.framing == Framing::Sse, out.is_mid_record());
+            let frame = link.last_words(&refusal, out.framing == Framing::Sse, out.is_mid_record());
             let framed =
                 out.push(HttpTask::Body(Some(Bytes::from(frame)), false)).and_then(|()| out.push(HttpTask::Done));
             if framed.is_err() {

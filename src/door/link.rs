@@ -16,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::live::Signal;
 use crate::refusal::Refusal;
 use crate::wire::Dialect;
+use crate::wire::failure::Stream;
 
 /// One per request.
 pub struct Link {
@@ -28,6 +29,10 @@ pub struct Link {
     answered: AtomicBool,
     /// Answer with `Connection: close`.
     close: AtomicBool,
+    /// The reply's head waits until its body has been judged.
+    holds_head: AtomicBool,
+    /// The reply that was held is not to be sent.
+    spoiled: AtomicBool,
     /// Attempt << 8 | pieces of the request body handed out and not yet written to the backend.
     pub(super) flying: AtomicUsize,
     /// Milliseconds after `born` at which the request was last sent to a backend; 0: not yet.
@@ -49,6 +54,8 @@ impl Link {
             signal: Arc::default(),
             answered: AtomicBool::new(false),
             close: AtomicBool::new(false),
+            holds_head: AtomicBool::new(false),
+            spoiled: AtomicBool::new(false),
             flying: AtomicUsize::new(0),
             sent_ms: AtomicU64::new(0),
             born: Instant::now(),
@@ -83,6 +90,24 @@ impl Link {
         self.close.load(SeqCst)
     }
 
+    /// The head of the reply that begins waits for the first bytes of its body, or its end: until then another answer may take its place.
+    pub fn hold_head(&self) {
+        self.holds_head.store(true, SeqCst);
+    }
+
+    pub(super) fn holds_head(&self) -> bool {
+        self.holds_head.load(SeqCst)
+    }
+
+    /// What was held is not to be sent: the exchange has a refusal that is.
+    pub fn spoil(&self) {
+        self.spoiled.store(true, SeqCst);
+    }
+
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.spoiled.load(SeqCst)
+    }
+
     pub(super) fn note_answered(&self) {
         self.answered.store(true, SeqCst);
     }
@@ -115,6 +140,14 @@ impl Link {
     pub(super) fn stream_refusal(&self) -> Refusal {
         let failure = self.exchange.lock().as_ref().and_then(|exchange| exchange.refusal.clone());
         failure.unwrap_or_else(|| Refusal::backend_cut("the backend broke off"))
+    }
+
+    /// What a stream that is cut ends with.
+    pub(super) fn last_words(&self, refusal: &Refusal, sse: bool, mid_record: bool) -> Vec<u8> {
+        match &*self.exchange.lock() {
+            Some(exchange) => exchange.last_words(refusal, sse, mid_record),
+            None => refusal.frame(Stream::of(Dialect::Native, None, sse, 0), mid_record),
+        }
     }
 
     pub(super) fn take_exchange(&self) -> Option<Box<Exchange>> {

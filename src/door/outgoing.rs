@@ -17,6 +17,8 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::DoorSettings;
 use super::link::Link;
 
+/// The error of a reply whose place a refusal takes.
+pub const REFUSED: ErrorType = ErrorType::Custom("Refused");
 /// The context of the error that a stalled reader causes.
 pub const SLOW_READER: &str = "the client does not read";
 /// The context of the error that a cut causes.

@@ -29,7 +29,10 @@ pub struct Ending {
 impl Exchange {
     /// Writes the final record and moves the metrics.
     pub fn settle(mut self, ledger: &Ledger, ending: Ending) {
-        let usage = self.meter.as_mut().map(|meter| meter.finish());
+        let mut usage = self.meter.as_mut().map(|meter| meter.finish());
+        if let (Some(usage), Some(mender)) = (&mut usage, &self.mender) {
+            usage.error_frame |= mender.told_error(); // a bare line is no record to the meter
+        }
         let outcome = self.outcome(&ending, usage.as_ref());
         let receipt = self.receipt.take();
         let model = self.canonical_model();
@@ -118,6 +121,10 @@ impl Exchange {
                 Code::BackendTimeout => Outcome::Timeout,
                 Code::BackendUnreachable => Outcome::UpstreamError,
                 Code::BadBackendReply if ending.broken => Outcome::UpstreamReset,
+                // A reply that was held, so that nothing of it was sent.
+                Code::BadBackendReply if self.fault == Some(Fault::Backend) && self.upstream_status.is_some() => {
+                    Outcome::UpstreamReset
+                }
                 Code::BadBackendReply => Outcome::UpstreamError,
                 Code::InternalError => Outcome::InternalError,
                 Code::ShuttingDown => Outcome::Shutdown,
@@ -140,7 +147,7 @@ impl Exchange {
     fn lacks_its_end(&self, usage: Option<&Usage>) -> bool {
         self.upstream_status == Some(200)
             && self.endpoint().is_some_and(|endpoint| endpoint.kind() == Kind::Infer)
-            && usage.is_some_and(|usage| !usage.terminal)
+            && usage.is_some_and(|usage| !usage.rendered && (!usage.terminal || usage.error_frame))
     }
 
     /// `told_error`: the backend's own words in its stream said so.

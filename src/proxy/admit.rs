@@ -7,7 +7,7 @@ use pingora::prelude::*;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use crate::door::Ticket;
+use crate::door::{REFUSED, Ticket};
 use crate::exchange::{Exchange, Fault, PolicyWord, Requester};
 use crate::identity::{self, Asked, Caller, Identified, Rejection, cause, device};
 use crate::intake::{self, Unread};
@@ -38,7 +38,7 @@ impl Gateway {
         } else {
             return Ok(());
         }
-        Error::e_explain(ErrorType::Custom("Refused"), "before the request filter")
+        Error::e_explain(REFUSED, "before the request filter")
     }
 
     pub(super) async fn admit(

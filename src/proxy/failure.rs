@@ -4,7 +4,7 @@ use pingora::prelude::*;
 use pingora_proxy::{FailToProxy, Session};
 
 use super::Gateway;
-use crate::door::{CUT, SLOW_READER, Ticket};
+use crate::door::{CUT, REFUSED, SLOW_READER, Ticket};
 use crate::exchange::Fault;
 use crate::intake;
 use crate::refusal::Refusal;
@@ -60,8 +60,7 @@ impl Gateway {
 
 /// Keeps whose fault an error was.
 pub(super) fn note(exchange: &mut Ticket, e: Option<&Error>) {
-    let told =
-        |e: &&Error| *e.etype() == CUT || *e.etype() == ErrorType::Custom("Refused") || intake::is_bad_framing(e);
+    let told = |e: &&Error| *e.etype() == CUT || *e.etype() == REFUSED || intake::is_bad_framing(e);
     if let Some(e) = e.filter(|e| !told(e)) {
         exchange.fault.get_or_insert(fault_of(e));
     }

@@ -7,7 +7,7 @@ use pingora::http::RequestHeader;
 use pingora::prelude::*;
 
 use super::Gateway;
-use crate::door::Ticket;
+use crate::door::{REFUSED, Ticket};
 use crate::refusal::Refusal;
 use crate::upstream::{catalogue, peer};
 use crate::wire::BodyRule;
@@ -82,7 +82,7 @@ impl Gateway {
         exchange.streamed_bytes += body.as_ref().map_or(0, Bytes::len) as u64;
         if exchange.streamed_bytes > self.site.blob_bytes {
             exchange.refusal = Some(Refusal::body_too_large(self.site.blob_bytes));
-            return Error::e_explain(ErrorType::Custom("Refused"), "the blob is too large");
+            return Error::e_explain(REFUSED, "the blob is too large");
         }
         Ok(())
     }

@@ -9,12 +9,17 @@ use pingora::prelude::*;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use crate::door::Ticket;
+use crate::door::{REFUSED, Ticket};
 use crate::exchange::Exchange;
 use crate::refusal::Refusal;
 use crate::wire::frames::Framing;
+use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
+use crate::wire::whole::Whole;
 use crate::wire::{Endpoint, Kind};
+
+/// What the audit says of a reply that ended without its end.
+const NO_END: &str = "the backend's reply has no end";
 
 /// The headers of a backend that reach a client; everything else ends here.
 static PASSED_ON: [HeaderName; 6] = [
@@ -36,11 +41,13 @@ impl Gateway {
             Ok(kind) => kind,
             Err(refusal) => {
                 exchange.refusal = Some(refusal);
-                return Error::e_explain(ErrorType::Custom("Refused"), "the reply's head")
-                    .map_err(|e: Box<Error>| e.into_up());
+                return Error::e_explain(REFUSED, "the reply's head").map_err(|e: Box<Error>| e.into_up());
             }
         };
         self.clean(exchange, head)?;
+        if matches!(kind, ReplyKind::Json(Framing::Ndjson | Framing::Sse)) && head.status == 200 {
+            unbind_length(session, head)?;
+        }
         if session.req_header().version == http::Version::HTTP_10
             && !head.headers.contains_key(http::header::CONTENT_LENGTH)
         {
@@ -57,6 +64,13 @@ impl Gateway {
             && head.status == 200
         {
             exchange.meter = Some(Meter::new(endpoint, framing));
+            if framing == Framing::Json {
+                exchange.whole = Some(Whole::new(endpoint, self.site.held_reply_bytes));
+                exchange.link.hold_head();
+                exchange.status = None; // nothing of it is sent yet
+            } else {
+                exchange.mender = Some(Mender::new(endpoint, framing));
+            }
         }
         let streamed = matches!(kind, ReplyKind::Json(Framing::Ndjson | Framing::Sse));
         if !streamed || head.status != 200 {
@@ -113,6 +127,10 @@ fn judge(exchange: &Exchange, head: &ResponseHeader) -> std::result::Result<Repl
     if (300..400).contains(&status) {
         return Err(Refusal::bad_backend_reply("the backend redirects")); // promises, Paths: it never reaches the client
     }
+    let infers = exchange.endpoint().is_some_and(|endpoint| endpoint.kind() == Kind::Infer);
+    if infers && status == 200 && head.headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length == "0") {
+        return Err(Refusal::backend_cut(NO_END)); // no hook sees the end of a body that there is not
+    }
     let content_type = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let media_type = content_type.split(';').next().unwrap_or("").trim();
     let endpoint = exchange.endpoint();
@@ -141,7 +159,18 @@ pub(super) fn refuse_encoded(head: &ResponseHeader) -> std::result::Result<(), R
     }
 }
 
-/// Counts the bytes and passes them on, but for what the client did not ask for. Cannot fail and does not wait.
+/// A stream with a length (Ollama gives one to a stream of one write) gets chunks instead: what is hidden, or put behind it, changes it.
+fn unbind_length(session: &Session, head: &mut ResponseHeader) -> Result<()> {
+    if head.remove_header(&http::header::CONTENT_LENGTH).is_some()
+        && session.req_header().version == http::Version::HTTP_11
+    {
+        head.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
+    }
+    Ok(())
+}
+
+/// Counts the bytes and passes them on, but for what the client did not ask for, and with what it has to be told. Cannot fail and
+/// does not wait.
 pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
     if let Some(bytes) = body.as_ref().filter(|bytes| !bytes.is_empty()) {
         exchange.last_byte = Some(Instant::now());
@@ -151,13 +180,75 @@ pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
             exchange.link.signal.progress.passed(records);
         }
     }
+    if exchange.whole.is_some() {
+        return pass_whole(exchange, body, end);
+    }
     let exchange: &mut Exchange = exchange;
-    let Some(hider) = &mut exchange.hider else { return };
-    let passed = body.take().map(|bytes| hider.pass(bytes)).unwrap_or_default();
-    let rest = if end { hider.finish() } else { Bytes::new() };
-    *body = match (passed.is_empty(), rest.is_empty()) {
-        (_, true) => Some(passed),
-        (true, false) => Some(rest),
-        (false, false) => Some([passed, rest].concat().into()),
-    };
+    if exchange.mender.is_none() && exchange.hider.is_none() {
+        return;
+    }
+    let mut passed = body.take().unwrap_or_default();
+    if let Some(mender) = &mut exchange.mender {
+        passed = mender.pass(passed);
+        if end {
+            passed = joined(passed, mender.finish());
+        }
+    }
+    if let Some(hider) = &mut exchange.hider {
+        passed = hider.pass(passed);
+        if end {
+            passed = joined(passed, hider.finish());
+        }
+    }
+    if end && let Some(words) = say_what_is_missing(exchange) {
+        passed = joined(passed, words.into());
+    }
+    *body = Some(passed);
+}
+
+/// On the `/v1` routes Ollama swallows what fails in the middle, and on its own some of it: the stream just ends (ollama-wire 0.2
+/// and 0.3). The client is told, as by any other cut.
+fn say_what_is_missing(exchange: &mut Exchange) -> Option<Vec<u8>> {
+    let (meter, mender) = (exchange.meter.as_mut()?, exchange.mender.as_ref()?);
+    let usage = meter.finish();
+    if usage.terminal || usage.error_frame || mender.told_error() || usage.rendered {
+        return None;
+    }
+    let refusal = Refusal::backend_cut(NO_END);
+    let words = exchange.last_words(&refusal, mender.is_events(), mender.is_mid_record());
+    exchange.refusal = Some(refusal);
+    Some(words)
+}
+
+/// What is not streamed comes in one go and passes in one go, if it is an answer.
+fn pass_whole(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
+    let facts: &mut Exchange = exchange;
+    let Some(whole) = &mut facts.whole else { return };
+    if let Some(bytes) = body.take()
+        && let Err(too_long) = whole.push(&bytes)
+    {
+        facts.whole = None;
+        facts.status = facts.upstream_status;
+        *body = Some(too_long);
+        return;
+    }
+    if !end {
+        return;
+    }
+    let usage = facts.meter.as_mut().map(|meter| meter.finish()).unwrap_or_default();
+    if whole.is_answer(&usage) {
+        *body = Some(whole.take());
+        facts.status = facts.upstream_status;
+    } else {
+        exchange.refusal = Some(Refusal::backend_cut(NO_END));
+        exchange.link.spoil();
+    }
+}
+
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => first,
+        (true, false) => second,
+        (false, false) => [first, second].concat().into(),
+    }
 }

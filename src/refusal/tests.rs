@@ -154,29 +154,33 @@ fn the_shapes_are_these_bytes() {
 fn the_frames_are_these_bytes() {
     let refusal = Refusal::shutting_down();
     assert_eq!(
-        text(&refusal.frame(Dialect::Native, false, false)),
+        text(&refusal.frame(Stream::Lines, false)),
         "{\"error\":\"The proxy is shutting down. Send the request again.\"}\n"
     );
     assert_eq!(
-        text(&refusal.frame(Dialect::OpenAi, true, false)),
+        text(&refusal.frame(Stream::Choices, false)),
         "data: {\"error\":{\"message\":\"The proxy is shutting down. Send the request again.\",\"type\":\"api_error\",\"param\":null,\"code\":\"shutting_down\"}}\n\n"
     );
     assert_eq!(
-        text(&refusal.frame(Dialect::Anthropic, true, false)),
+        text(&refusal.frame(Stream::Messages, false)),
         "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"The proxy is shutting down. Send the request again.\"}}\n\n"
     );
-    assert!(refusal.frame(Dialect::Native, false, true).starts_with(b"\n{"));
-    assert!(refusal.frame(Dialect::OpenAi, true, true).starts_with(b"\n\ndata: {"));
+    assert_eq!(
+        text(&refusal.frame(Stream::Responses { sequence_number: 7 }, false)),
+        "event: error\ndata: {\"type\":\"error\",\"code\":\"shutting_down\",\"message\":\"The proxy is shutting down. Send the request again.\",\"param\":null,\"error\":{\"message\":\"The proxy is shutting down. Send the request again.\",\"type\":\"api_error\",\"param\":null,\"code\":\"shutting_down\"},\"sequence_number\":7}\n\n"
+    );
+    assert!(refusal.frame(Stream::Lines, true).starts_with(b"\n{"));
+    assert!(refusal.frame(Stream::Choices, true).starts_with(b"\n\ndata: {"));
 }
 
 #[test]
 fn a_frame_is_one_record_whatever_its_words() {
     let refusal = Refusal::policy_denied(&["a\r\nb\n\ndata: [DONE]\u{2028}\u{1b}[31m\"\\".to_owned()]);
-    for dialect in [Dialect::Native, Dialect::OpenAi, Dialect::Anthropic] {
-        let line = refusal.frame(dialect, false, false);
-        assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
-        serde_json::from_slice::<Value>(&line).unwrap();
-        let event = refusal.frame(dialect, true, false);
+    let line = refusal.frame(Stream::Lines, false);
+    assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
+    serde_json::from_slice::<Value>(&line).unwrap();
+    for stream in [Stream::NativeEvents, Stream::Choices, Stream::Responses { sequence_number: 0 }, Stream::Messages] {
+        let event = refusal.frame(stream, false);
         let event = text(&event);
         assert_eq!(event.matches("\n\n").count(), 1);
         assert!(event.ends_with("\n\n") && !event.contains('\r') && !event.contains('\u{1b}'), "{event:?}");

@@ -53,12 +53,14 @@ pub struct Usage {
     pub output_tokens: Option<u64>,
     /// `done_reason`, `finish_reason`, `status` or `incomplete_details.reason`, `stop_reason`.
     pub finish_reason: Option<Word>,
-    /// The dialect's own end came: `done:true`, `[DONE]`, `response.completed`, `message_stop`, `status:"success"`; in a reply
-    /// that is not streamed, a finish reason, or a reply that does not stop in the middle where the endpoint has none. A reply of status 200 without it
+    /// The dialect's own end came: `done:true`, `[DONE]`, `response.completed`, `message_stop`, `status:"success"`; where
+    /// `[DONE]` alone is missing, a finish reason; in a reply that is not streamed, a finish reason, or a reply that does not stop in the middle where the endpoint has none. A reply of status 200 without it
     /// is a failed answer, even if the HTTP message is complete (ollama-wire 0.2 and 0.3).
     pub terminal: bool,
     /// The backend itself wrote an error: a record with `error`, or the dialect's error event.
     pub error_frame: bool,
+    /// A prompt that was only rendered (`_debug_render_only`): it has no end, and none is missing.
+    pub rendered: bool,
     /// From here on Ollama's own API only, in nanoseconds.
     pub total_duration_ns: Option<u64>,
     /// Waiting in the scheduler's queue and loading.
@@ -74,18 +76,25 @@ pub struct Meter {
     tokens: Tokens,
     usage: Usage,
     records: u64,
+    finished: bool,
 }
 
 impl Meter {
     /// `framing` comes from the reply's content type ([`Framing::of_content_type`]).
     pub fn new(endpoint: Endpoint, framing: Framing) -> Self {
         let layout = Layout::of(endpoint, framing);
-        Meter { frames: Frames::new(framing), tokens: Tokens::new(layout), usage: Usage::default(), records: 0 }
+        Meter {
+            frames: Frames::new(framing),
+            tokens: Tokens::new(layout),
+            usage: Usage::default(),
+            records: 0,
+            finished: false,
+        }
     }
 
     /// The next bytes of the reply's body. It cannot fail and allocates nothing; what is not JSON is passed over.
     pub fn feed(&mut self, bytes: &[u8]) {
-        let Meter { frames, tokens, usage, records } = self;
+        let Meter { frames, tokens, usage, records, .. } = self;
         frames.feed(bytes, |piece| match piece {
             Piece::Data(bytes) => tokens.feed(bytes),
             Piece::End => {
@@ -101,14 +110,20 @@ impl Meter {
         });
     }
 
-    /// The reply has ended, in whatever way. Further bytes are allowed but not expected.
+    /// The reply has ended, in whatever way. Said again, it says the same.
     pub fn finish(&mut self) -> Usage {
-        let Meter { frames, tokens, usage, .. } = self;
+        let Meter { frames, tokens, usage, finished, .. } = self;
+        if std::mem::replace(finished, true) {
+            return self.usage;
+        }
         // Replies of the other endpoints may be empty or plain text; only JSON that stops in the middle is not their end.
         let stopped = tokens.is_unfinished();
         frames.finish(|_| end_of_record(tokens, usage));
-        if tokens.layout() == Layout::Whole {
-            usage.terminal = !stopped && !usage.error_frame;
+        match tokens.layout() {
+            Layout::Whole => usage.terminal = !stopped && !usage.error_frame,
+            // The model has finished, and said so; only `[DONE]` is missing.
+            Layout::ChoiceEvents => usage.terminal |= usage.finish_reason.is_some() && !usage.error_frame,
+            _ => {}
         }
         self.usage
     }
@@ -137,6 +152,7 @@ fn end_of_record(tokens: &mut Tokens, usage: &mut Usage) {
 impl Usage {
     fn learn(&mut self, layout: Layout, record: &Record) {
         self.error_frame |= record.error;
+        self.rendered |= record.rendered;
         match layout {
             Layout::Native => {
                 if record.done {

@@ -69,3 +69,5 @@ pub(crate) const EMBEDDINGS: &[u8] = b"embeddings";
 /// Pull, push and create.
 pub(crate) const STATUS: &[u8] = b"status";
 pub(crate) const ERROR: &[u8] = b"error";
+/// What `_debug_render_only` asks for, on the OpenAI routes too.
+pub(crate) const DEBUG_INFO: &[u8] = b"_debug_info";

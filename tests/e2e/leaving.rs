@@ -47,7 +47,8 @@ fn stages() -> Vec<Stage> {
         stage("in a stall", "/api/generate", prompt("fault-stalls-mid-stream-2"), true),
         stage("in a stall of events", "/v1/completions", prompt("fault-stalls-mid-stream-2"), true),
         stage("in full flow", "/api/chat", chat("tiny-loop", json!({})), true),
-        stage("in half a reply", "/api/chat", chat("fault-stalls-mid-stream", json!({ "stream": false })), true),
+        // Held until it is whole, so that nothing of it is seen.
+        stage("in half a reply", "/api/chat", chat("fault-stalls-mid-stream", json!({ "stream": false })), false),
     ]
 }
 

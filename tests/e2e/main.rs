@@ -15,6 +15,7 @@ mod backends;
 mod backstage;
 mod bare_door;
 mod bodies;
+mod broken_streams;
 mod collector;
 mod commands;
 mod crashes;

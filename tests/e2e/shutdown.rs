@@ -101,10 +101,10 @@ async fn what_still_runs_after_the_drain_is_cut_with_an_error_in_its_dialect() {
     let mut waiting_hand = puppet.accept().await;
     waiting_hand.request().await;
     let mut sized = Connection::open(house.public).await;
-    sized.send(&Request::post("/api/chat", chat(false)).bearer(&house.token()).id("sized")).await;
+    sized.send(&Request::get("/api/version").bearer(&house.token()).id("sized")).await;
     let mut sized_hand = puppet.accept().await;
     sized_hand.request().await;
-    sized_hand.say("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"mess").await;
+    sized_hand.say("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"vers").await;
     assert_eq!(sized.head().await.expect("a head").0, 200);
     let mut uploading = Connection::open(house.public).await;
     let upload = Request::post("/api/chat", chat(true)).bearer(&house.token()).id("uploading");
@@ -134,7 +134,7 @@ async fn what_still_runs_after_the_drain_is_cut_with_an_error_in_its_dialect() {
         assert!(reply.header("retry-after").is_some(), "{name}");
     }
     while sized.more().await {}
-    assert_eq!(sized.unread, b"{\"mess", "closed short");
+    assert_eq!(sized.unread, b"{\"vers", "closed short");
     native_hand.closed().await; // the backend's work is cancelled
 
     assert_eq!(house.exit().await.code(), Some(0));

@@ -31,6 +31,7 @@ pub(super) struct Record {
     pub done: bool,
     pub error: bool,
     pub has_vectors: bool,
+    pub rendered: bool,
     /// How many choices it has, if it has `choices` at all.
     pub choices: Option<u32>,
     pub input_tokens: Option<u64>,
@@ -117,6 +118,7 @@ enum Plan {
     /// Its presence is the fact, unless it is null.
     Error,
     Vectors,
+    Rendered,
     Finish,
     Status,
     Kind,
@@ -288,6 +290,7 @@ impl Tokens {
             // Whatever it is but null and false, which `scalar` judges.
             Plan::Error if matches!(byte, b'"' | b'{' | b'[') => self.record.error = true,
             Plan::Vectors if byte == b'[' => self.record.has_vectors = true,
+            Plan::Rendered if byte == b'{' => self.record.rendered = true,
             _ => {}
         }
         self.state = match (byte, self.plan) {
@@ -439,6 +442,7 @@ fn plan(layout: Layout, node: Node, key: &[u8]) -> Plan {
             native::PROMPT_EVAL_DURATION => Plan::PromptEvalDuration,
             native::EVAL_DURATION => Plan::EvalDuration,
             native::ERROR => Plan::Error,
+            native::DEBUG_INFO => Plan::Rendered,
             _ => Plan::Skip,
         },
         (Layout::Vectors, Node::Top) => match key {
@@ -455,6 +459,7 @@ fn plan(layout: Layout, node: Node, key: &[u8]) -> Plan {
             (Node::Top, openai::CHOICES) => Plan::Enter(Node::Choices),
             (Node::Top, openai::USAGE) => Plan::Enter(Node::Usage),
             (Node::Top, openai::ERROR) => Plan::Error,
+            (Node::Top, native::DEBUG_INFO) => Plan::Rendered,
             (Node::Choice, openai::FINISH_REASON) => Plan::Finish,
             (Node::Usage, openai::PROMPT_TOKENS) => Plan::Input,
             (Node::Usage, openai::COMPLETION_TOKENS) => Plan::Output,
