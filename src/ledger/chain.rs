@@ -15,9 +15,11 @@ use sha2::{Digest, Sha256};
 
 use super::record::{Id, MCP_SERVER, Moment, TOOL_NAME};
 
+pub mod canonical;
 pub mod mark;
 pub mod segment;
 
+pub use canonical::{NotWhole, canonical, write_string};
 pub use mark::Mark;
 pub use segment::{SegmentName, WriterName};
 
@@ -121,88 +123,6 @@ pub fn open(line: &[u8]) -> Option<Sealed> {
     let event = rest.strip_suffix(br#","previous_hash":""#)?;
     let head = |text: &[u8]| std::str::from_utf8(text).ok()?.parse().ok();
     Some(Sealed { event: [event, b"}"].concat(), previous: head(previous)?, hash: head(hash)? })
-}
-
-/// A value that has no canonical form: a number that is not whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotWhole;
-
-/// The canonical form: members sorted by code point at every level, no white space, printable ASCII, whole numbers only.
-pub fn canonical(value: &Value) -> Result<Vec<u8>, NotWhole> {
-    let mut text = Vec::with_capacity(512);
-    write(value, &mut text)?;
-    Ok(text)
-}
-
-fn write(value: &Value, into: &mut Vec<u8>) -> Result<(), NotWhole> {
-    match value {
-        Value::Null => into.extend_from_slice(b"null"),
-        Value::Bool(true) => into.extend_from_slice(b"true"),
-        Value::Bool(false) => into.extend_from_slice(b"false"),
-        Value::Number(number) if number.is_f64() => return Err(NotWhole),
-        Value::Number(number) => into.extend_from_slice(number.to_string().as_bytes()),
-        Value::String(text) => write_string(text, into),
-        Value::Array(items) => {
-            into.push(b'[');
-            for (place, item) in items.iter().enumerate() {
-                if place > 0 {
-                    into.push(b',');
-                }
-                write(item, into)?;
-            }
-            into.push(b']');
-        }
-        Value::Object(members) => {
-            // UTF-8 sorts as its code points do.
-            let mut members: Vec<_> = members.iter().collect();
-            members.sort_unstable_by_key(|(name, _)| *name);
-            into.push(b'{');
-            for (place, (name, value)) in members.into_iter().enumerate() {
-                if place > 0 {
-                    into.push(b',');
-                }
-                write_string(name, into);
-                into.push(b':');
-                write(value, into)?;
-            }
-            into.push(b'}');
-        }
-    }
-    Ok(())
-}
-
-/// A string with its quotation marks, in printable ASCII, as Python's `json.dumps` escapes it. What JSON itself wants escaped is not
-/// enough: DEL, C1 controls (a terminal's CSI is U+009B), U+2028 and bidirectional overrides may stand in a JSON string as they are.
-pub fn write_string(text: &str, into: &mut Vec<u8>) {
-    into.push(b'"');
-    // Without an early end, so that the compiler looks at many bytes at once.
-    let plain = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
-    if text.bytes().fold(true, |all, byte| all & plain(byte)) {
-        into.extend_from_slice(text.as_bytes());
-    } else {
-        text.chars().for_each(|char| write_escaped(char, into));
-    }
-    into.push(b'"');
-}
-
-fn write_escaped(char: char, into: &mut Vec<u8>) {
-    match char {
-        '"' | '\\' => into.extend_from_slice(&[b'\\', char as u8]),
-        ' '..='~' => into.push(char as u8),
-        '\n' => into.extend_from_slice(b"\\n"),
-        '\r' => into.extend_from_slice(b"\\r"),
-        '\t' => into.extend_from_slice(b"\\t"),
-        '\u{8}' => into.extend_from_slice(b"\\b"),
-        '\u{c}' => into.extend_from_slice(b"\\f"),
-        _ => {
-            for unit in char.encode_utf16(&mut [0; 2]) {
-                into.extend_from_slice(b"\\u");
-                for shift in [12, 8, 4, 0] {
-                    into.push(HEX[usize::from(*unit >> shift) & 15]);
-                }
-            }
-        }
-    }
 }
 
 /// What a mark's signature is made over: the canonical form of its members but `phase`, `key_id` and `signature`, with the format and

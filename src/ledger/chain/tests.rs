@@ -198,3 +198,105 @@ fn writers_and_segments_have_names_that_sort_by_start_and_number() {
         assert_eq!(name.parse::<SegmentName>(), Err(NotAName), "{name}");
     }
 }
+
+/// What [`canonical::scan`] is a short way to say.
+fn is_canonical(text: &[u8]) -> bool {
+    let value: Option<Value> = serde_json::from_slice(text).ok();
+    value.is_some_and(|value| value.is_object() && canonical(&value).as_deref() == Ok(text))
+}
+
+fn scanned(text: &[u8]) -> bool {
+    canonical::scan(text, &mut |_, _, _| {})
+}
+
+#[test]
+fn what_is_canonical_is_told_without_reading_it() {
+    for text in [
+        "{}",
+        r#"{"":0}"#,
+        r#"{"a":[],"b":{"c":[{},[null,true,false]]}}"#,
+        r#"{"a":"\u0000\u001f\u007f\u00e9\u2028\ud83d\ude00\"\\\n\r\t\b\f/"}"#,
+        r#"{"a":[0,-1,18446744073709551615,-9223372036854775808]}"#,
+        r#"{"a":1,"a ":1,"a!":1}"#,
+        r#"{"\n":1," ":2,"\"":3,"a":4,"\u00e9":5,"\ue000":6,"\ud83d\ude00":7}"#,
+    ] {
+        assert!(is_canonical(text.as_bytes()) && scanned(text.as_bytes()), "{text}");
+    }
+    for text in [
+        "",
+        "[]",
+        "null",
+        "{",
+        "{}x",
+        " {}",
+        r#"{"a"}"#,
+        r#"{"a":}"#,
+        r#"{"a":1,}"#,
+        r#"{"a": 1}"#,
+        r#"{"a":[1,]}"#,
+        r#"{"a":[,1]}"#,
+        r#"{"b":1,"a":1}"#,
+        r#"{"a":1,"a":1}"#,
+        r#"{"a":1,"\u0061":1}"#,
+        r#"{"\u00e9":1,"a":1}"#,
+        r#"{"a!":1,"a ":1}"#,
+        r#"{"a":-0}"#,
+        r#"{"a":01}"#,
+        r#"{"a":-01}"#,
+        r#"{"a":-}"#,
+        r#"{"a":+1}"#,
+        r#"{"a":1.0}"#,
+        r#"{"a":1e2}"#,
+        r#"{"a":NaN}"#,
+        r#"{"a":18446744073709551616}"#,
+        r#"{"a":-9223372036854775809}"#,
+        r#"{"a":nul}"#,
+        r#"{"a":True}"#,
+        r#"{"a":"\/"}"#,
+        r#"{"a":"\u0061"}"#,
+        r#"{"a":"\u00E9"}"#,
+        r#"{"a":"\u000a"}"#,
+        r#"{"a":"\u12"}"#,
+        r#"{"a":"\u"}"#,
+        r#"{"a":"\ud800"}"#,
+        r#"{"a":"\udc00\ud800"}"#,
+        r#"{"a":"\ud800\ud800"}"#,
+        r#"{"a":"\ud800x"}"#,
+        r#"{"a":"\x"}"#,
+        "{\"a\":\"\u{e9}\"}",
+        "{\"a\":\"\u{7f}\"}",
+        "{\"a\":\"\t\"}",
+        r#"{"a":"}"#,
+        r#"{"a":"\"}"#,
+    ] {
+        assert!(!is_canonical(text.as_bytes()) && !scanned(text.as_bytes()), "{text}");
+    }
+    let nested = |depth: usize| format!("{}{}{}", "{\"a\":".repeat(depth), 1, "}".repeat(depth));
+    for depth in [1, 126, 127, 128, 10_000] {
+        assert_eq!(scanned(nested(depth).as_bytes()), is_canonical(nested(depth).as_bytes()), "{depth}");
+    }
+}
+
+#[test]
+fn a_changed_line_is_canonical_for_the_scan_just_where_it_is_for_the_parser() {
+    use rand::{Rng, SeedableRng};
+    let mut rng = rand::rngs::StdRng::seed_from_u64(17);
+    let pieces: [&[u8]; 12] = [b"\"", b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"-", b"\\u00e9", b"\"a\":1,"];
+    let mut canonical_ones = 0;
+    for round in 0..60_000 {
+        let line = LINES.lines().nth(round % LINES.lines().count()).expect("a line");
+        let mut text = open(line.as_bytes()).expect("a line").event;
+        for _ in 0..rng.gen_range(0..3) {
+            let at = rng.gen_range(0..text.len());
+            match rng.gen_range(0..4) {
+                0 => text[at] = rng.gen_range(b' '..=b'~'),
+                1 => _ = text.remove(at),
+                2 => _ = text.splice(at..at, pieces[rng.gen_range(0..pieces.len())].iter().copied()),
+                _ => text[at] = rng.r#gen(),
+            }
+        }
+        assert_eq!(scanned(&text), is_canonical(&text), "{}", String::from_utf8_lossy(&text));
+        canonical_ones += usize::from(scanned(&text));
+    }
+    assert!((20_000..59_000).contains(&canonical_ones), "{canonical_ones}");
+}

@@ -4,7 +4,8 @@ use super::*;
 use crate::ledger::verify::honest::{Log, Shape};
 
 fn log() -> (Log, tempfile::TempDir) {
-    let shape = Shape { records: 60, writers: 2, crashes: 50, rotations: 5, retention: false, closed: true };
+    let shape =
+        Shape { records: 60, writers: 2, crashes: 50, rotations: 5, checkpoints: 10, retention: false, closed: true };
     let log = Log::of(21, &shape);
     let dir = tempfile::tempdir().expect("a folder");
     log.write(dir.path());

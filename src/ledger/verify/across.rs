@@ -26,8 +26,8 @@ pub(super) struct Across {
     /// What was expected of lines that stood before the first one that is there.
     before: BTreeMap<WriterName, Vec<Expected>>,
     adopted: Vec<Adopted>,
-    /// `crashed` finals, by the dead writer and request id.
-    crashed: HashMap<WriterName, HashMap<String, u64>>,
+    /// `crashed` finals, by the dead writer and the exchange, with the request's id.
+    crashed: HashMap<WriterName, HashMap<u64, String>>,
     tombstones: BTreeMap<(WriterName, u32), Tombstone>,
     contradictions: Vec<Fault>,
     walks: BTreeMap<WriterName, Walk>,
@@ -133,8 +133,9 @@ impl Across {
         }
     }
 
-    pub(super) fn crashed(&mut self, dead: WriterName, request_id: String) {
-        *self.crashed.entry(dead).or_default().entry(request_id).or_default() += 1;
+    /// A request of a dead chain got its final record. `false`: it has one already.
+    pub(super) fn crashed(&mut self, dead: WriterName, exchange: u64, request_id: &str) -> bool {
+        self.crashed.entry(dead).or_default().insert(exchange, request_id.to_owned()).is_none()
     }
 
     pub(super) fn tombstone(&mut self, by: WriterName, mark: Mark) {
@@ -320,17 +321,13 @@ impl Across {
         let mut faults = Vec::new();
         let none = HashMap::new();
         let crashed = self.crashed.get(&dead.writer).unwrap_or(&none);
-        let mut too_many: Vec<_> =
-            crashed.iter().filter(|(id, times)| **times > dead.requests.bounds(id).most).map(|(id, _)| id).collect();
-        too_many.sort();
-        if let Some(id) = too_many.first()
-            && !dead.requests.lost_ids
-        {
-            faults.push(Fault::NotAdopted { request_id: (*id).clone() });
+        let ended = crashed.keys().filter(|exchange| dead.requests.is_open(**exchange)).count();
+        if ended < crashed.len() && !dead.requests.begins_later {
+            // The first in the order of ids, so that the same log is always judged in the same words.
+            let strange = crashed.iter().filter(|(exchange, _)| !dead.requests.is_open(**exchange)).map(|(_, id)| id);
+            faults.extend(strange.min().map(|id| Fault::NotAdopted { request_id: id.clone() }));
         }
-        let left: u64 = (dead.requests.ids())
-            .map(|(id, bounds)| bounds.least.saturating_sub(crashed.get(id).copied().unwrap_or(0)))
-            .sum();
+        let left = dead.requests.open() - ended as u64;
         // Whoever died while adopting leaves the rest to the next.
         let unfinished = self.walks.values().any(|walk| {
             let adopting = walk.adopting.as_ref().is_some_and(|(writer, left)| *writer == dead.writer && *left > 0);
@@ -351,7 +348,7 @@ impl Tombstone {
 }
 
 fn gaps_of(walk: &Walk, gaps: &mut Vec<Gap>) {
-    let (writer, open_requests) = (walk.writer, walk.requests.most());
+    let (writer, open_requests) = (walk.writer, walk.requests.open());
     match walk.end {
         End::Unknown => return,
         End::Running => gaps.push(Gap::Running { writer, open_requests }),
@@ -370,7 +367,7 @@ fn gaps_of(walk: &Walk, gaps: &mut Vec<Gap>) {
             bytes: *bytes,
         });
     }
-    if walk.requests.unjudged {
-        gaps.push(Gap::SharedIds { writer: walk.writer });
+    if walk.requests.begun_before > 0 {
+        gaps.push(Gap::BegunBefore { writer: walk.writer, requests: walk.requests.begun_before });
     }
 }

@@ -71,6 +71,10 @@ pub enum Fault {
     WithoutRequest {
         request_id: String,
     },
+    /// A second `request` record of one request.
+    RequestTwice {
+        request_id: String,
+    },
     /// A chain that was stopped in order left requests without a final record.
     LeftOpen {
         writer: WriterName,
@@ -180,9 +184,10 @@ pub enum Gap {
         segment: String,
         bytes: u64,
     },
-    /// So many requests shared their ids with others that a final record without a request was not looked for any more.
-    SharedIds {
+    /// Requests ended here whose beginning stood in segments that are gone.
+    BegunBefore {
         writer: WriterName,
+        requests: u64,
     },
 }
 
@@ -275,11 +280,17 @@ impl fmt::Display for Fault {
             Fault::WithoutRequest { request_id } => {
                 write!(f, "request {request_id} reached a backend and has no request record before this")
             }
+            Fault::RequestTwice { request_id } => {
+                write!(f, "request {request_id} has a request record before this that no final record has ended")
+            }
             Fault::LeftOpen { writer, requests } => {
                 write!(f, "the chain of {writer} was stopped in order, and {requests} requests have no final record")
             }
             Fault::NotAdopted { request_id } => {
-                write!(f, "request {request_id} ended as crashed, and no adopted chain has it open")
+                write!(
+                    f,
+                    "request {request_id} ended as crashed, and no adopted chain has it open, or it ended as crashed before"
+                )
             }
             Fault::Missing { writer, segment, lines } => write!(
                 f,
@@ -359,9 +370,9 @@ impl fmt::Display for Gap {
                 f,
                 "{segment}: {bytes} bytes at its end belong to no line: a write that failed, or somebody's; the chain goes on without them"
             ),
-            Gap::SharedIds { writer } => write!(
+            Gap::BegunBefore { writer, requests } => write!(
                 f,
-                "{writer}: very many requests shared their ids with others; final records without a request were not looked for any more"
+                "{writer}: {requests} requests ended whose request records would stand in segments that are not there"
             ),
         }
     }

@@ -24,6 +24,8 @@ pub(in crate::ledger) struct Log {
     pub key: SigningKey,
     pub rng: StdRng,
     now: i64,
+    /// Lines that are no marks.
+    records: usize,
     chains: Vec<Chain>,
     tombstones: Vec<SegmentName>,
 }
@@ -33,13 +35,20 @@ struct Chain {
     name: SegmentName,
     count: u64,
     head: Head,
-    open: Vec<String>,
+    open: Vec<Request>,
     dead: bool,
     stopped: bool,
     torn: u64,
     /// (segment, count before it, previous hash of its first line, time of its first)
     begun: Vec<(u32, u64, Head, Moment)>,
     checkpointed: u64,
+}
+
+/// A request: what it is called, which a caller may have chosen, and what the ids of its records have in common.
+#[derive(Clone)]
+struct Request {
+    name: String,
+    exchange: u64,
 }
 
 /// What a log is like.
@@ -50,6 +59,8 @@ pub(in crate::ledger) struct Shape {
     pub crashes: u32,
     /// Of a hundred steps.
     pub rotations: u32,
+    /// Likewise, beside those that every rotation has.
+    pub checkpoints: u32,
     pub retention: bool,
     /// The last writer ends in order.
     pub closed: bool,
@@ -66,12 +77,13 @@ impl Log {
             key: SigningKey::from_bytes(&secret),
             rng,
             now: 1_795_000_000_000_000,
+            records: 0,
             chains: Vec::new(),
             tombstones: Vec::new(),
         };
         for writer in 0..shape.writers {
             log.start();
-            for _ in 0..shape.records / shape.writers {
+            while log.records < shape.records * (writer + 1) / shape.writers {
                 log.step(shape);
             }
             let last = writer + 1 == shape.writers;
@@ -190,15 +202,16 @@ impl Log {
         self.chains.iter_mut().for_each(|chain| chain.dead = false);
     }
 
-    fn record(&mut self, phase: Phase, outcome: Option<Outcome>, request: &str, backend: Option<&str>) {
-        let (id, at) = self.id();
+    fn record(&mut self, phase: Phase, outcome: Option<Outcome>, request: &Request, backend: Option<&str>) {
+        let at = self.id().1;
+        let id = Id::of(at, phase, request.exchange);
         let agents = ["alice", "b\u{f6}b", "\u{6f22}\u{5b57} \"q\" \\ \n\t\u{1f600}", "carol"];
         let agent = agents.choose(&mut self.rng).copied();
         let tokens = self.rng.gen_bool(0.7).then(|| self.rng.gen_range(0..100_000));
         let early = backend.is_none() && phase == Phase::Final;
         let entry = Entry {
             agent_id: agent,
-            request_id: Some(request),
+            request_id: Some(&request.name),
             action: Some("POST"),
             target: Some("/api/chat"),
             model: Some(["llama3.2", "mistral", "qwen3:8b"][self.rng.gen_range(0..3)]),
@@ -213,6 +226,7 @@ impl Log {
         let mut event = Vec::new();
         Record::new(id, at, phase, outcome, &entry).write_event(&mut event);
         self.append(&event, at);
+        self.records += 1;
     }
 
     /// Something happens.
@@ -220,14 +234,16 @@ impl Log {
         if self.rng.gen_range(0..100) < shape.rotations {
             return self.rotate(shape.retention);
         }
-        match self.rng.gen_range(0..10) {
-            0 => self.checkpoint(),
+        if self.rng.gen_range(0..100) < shape.checkpoints {
+            return self.checkpoint();
+        }
+        match self.rng.gen_range(1..10) {
             1 => {
-                let request = self.request_id();
+                let request = self.request();
                 self.record(Phase::Final, Some(Outcome::Refused), &request, None);
             }
             2..=4 => {
-                let request = self.request_id();
+                let request = self.request();
                 self.record(Phase::Request, None, &request, None);
                 self.chains.last_mut().expect("started").open.push(request);
             }
@@ -240,12 +256,13 @@ impl Log {
         }
     }
 
-    /// Mostly unique; sometimes a caller chooses the same again.
-    fn request_id(&mut self) -> String {
-        match self.rng.gen_bool(0.05) {
+    /// Mostly of a name of its own; sometimes a caller chooses the same again.
+    fn request(&mut self) -> Request {
+        let name = match self.rng.gen_bool(0.05) {
             true => "chosen-by-the-caller".to_owned(),
             false => format!("r-{:016x}", self.rng.r#gen::<u64>()),
-        }
+        };
+        Request { name, exchange: self.rng.r#gen() }
     }
 
     fn finish_one(&mut self) {

@@ -5,18 +5,20 @@
 //! hashes of their own; nobody but the attacker knows what stood there. Even then the verdict says that the chain has no end, or how many of its
 //! lines nothing signed covers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 
 use super::honest::{Log, Shape};
-use super::tests::check;
+use super::tests::against;
 use super::*;
 use crate::ledger::chain::Head;
 
-type Files = BTreeMap<String, Vec<u8>>;
+/// Shared with the log as it was, but for those that a change touches.
+type Files = BTreeMap<String, Arc<Vec<u8>>>;
 type Change = fn(&mut Files, &mut StdRng);
 
 /// Every kind of change. Those that make hashes anew are what somebody does who can write the files and has not the key.
@@ -60,12 +62,12 @@ fn on_lines(files: &mut Files, rng: &mut StdRng, change: impl FnOnce(&mut Vec<Ve
         let at = rng.gen_range(0..all.len());
         change(&mut all, at, rng);
     }
-    files.insert(name, all.concat());
+    files.insert(name, all.concat().into());
 }
 
 fn on_bytes(files: &mut Files, rng: &mut StdRng, change: impl FnOnce(&mut Vec<u8>, usize, &mut StdRng)) {
     let name = pick(files, rng);
-    let bytes = files.get_mut(&name).expect("picked");
+    let bytes = Arc::make_mut(files.get_mut(&name).expect("picked"));
     if !bytes.is_empty() {
         let at = rng.gen_range(0..bytes.len());
         change(bytes, at, rng);
@@ -174,7 +176,7 @@ fn hash_the_rest(files: &mut Files, name: &str, from: usize, mut head: Head) {
                 (*line, head) = sealed_anew(&chain::canonical(&event).expect("whole numbers"), head);
             }
         }
-        files.insert(file.clone(), all.concat());
+        files.insert(file.clone(), all.concat().into());
     }
 }
 
@@ -185,7 +187,7 @@ fn edit_and_hash_the_rest(files: &mut Files, rng: &mut StdRng) {
     let Some(sealed) = open_line(&all[at]) else { return };
     let (line, head) = sealed_anew(&edited(&all[at], rng), sealed.previous);
     all[at] = line;
-    files.insert(name.clone(), all.concat());
+    files.insert(name.clone(), all.concat().into());
     hash_the_rest(files, &name, at + 1, head);
 }
 
@@ -195,7 +197,7 @@ fn delete_and_hash_the_rest(files: &mut Files, rng: &mut StdRng) {
     let at = rng.gen_range(0..all.len());
     let Some(sealed) = open_line(&all[at]) else { return };
     all.remove(at);
-    files.insert(name.clone(), all.concat());
+    files.insert(name.clone(), all.concat().into());
     hash_the_rest(files, &name, at, sealed.previous);
 }
 
@@ -253,7 +255,7 @@ fn join_files(files: &mut Files, rng: &mut StdRng) {
     let (one, other) = (pick(files, rng), pick(files, rng));
     if one != other {
         let tail = files.remove(&other).expect("picked");
-        files.get_mut(&one).expect("picked").extend(tail);
+        Arc::make_mut(files.get_mut(&one).expect("picked")).extend(tail.iter());
     }
 }
 
@@ -278,60 +280,90 @@ fn deleted_before(files: &Files, writer: WriterName) -> u64 {
     event.and_then(|event| event["extra"]["count"].as_u64()).unwrap_or(0)
 }
 
-fn mutations_show(times: usize, seed: u64, shape: &Shape) {
-    let mut log = Log::of(seed, shape);
+/// How many changes showed, and how many were behind the last known line.
+#[derive(Default)]
+struct Tally {
+    found: usize,
+    behind: usize,
+}
+
+/// `times` changes, shared out among as many threads.
+fn mutations_show(times: usize, seed: u64, shape: &Shape, threads: usize) {
+    let log = Log::of(seed, shape);
+    let began = std::time::Instant::now();
+    let tallies: Vec<Tally> = std::thread::scope(|scope| {
+        let shares: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn({
+                    let log = &log;
+                    move || share(log, (thread..times).step_by(threads), seed)
+                })
+            })
+            .collect();
+        shares.into_iter().map(|share| share.join().expect("all of them show")).collect()
+    });
+    let sum = |of: fn(&Tally) -> usize| tallies.iter().map(of).sum::<usize>();
+    let (found, behind) = (sum(|tally| tally.found), sum(|tally| tally.behind));
+    let megabytes = log.files.values().map(Vec::len).sum::<usize>() as f64 / 1e6;
+    println!(
+        "{times} changes of {} records ({megabytes:.1} MB, {} segments): {found} found, {behind} behind the last known line told of, \
+         {} of no effect; {:.0} s",
+        shape.records,
+        log.files.len(),
+        times - found - behind,
+        began.elapsed().as_secs_f64()
+    );
+    assert!(found > times * 8 / 10, "the changes are of what is known: {found} of {times}");
+}
+
+fn share(log: &Log, rounds: impl Iterator<Item = usize>, seed: u64) -> Tally {
     let dir = tempfile::tempdir().expect("a folder");
     log.write(dir.path());
-    let clean = check(dir.path(), true);
+    let against = against(dir.path(), true);
+    let check = || verify(dir.path(), &against).expect("checked");
+    let clean = check();
     assert!(clean.holds(), "{:?}", clean.problems);
     let gaps = serde_json::to_string(&clean.gaps).expect("JSON");
-    let covered: Vec<_> = (log.covered().into_iter())
+    let files: Files = log.files.iter().map(|(name, bytes)| (name.clone(), Arc::new(bytes.clone()))).collect();
+    let covered: BTreeMap<WriterName, _> = (log.covered().into_iter())
         .map(|(writer, count)| {
-            let before = deleted_before(&log.files, writer);
-            (writer, count, before, known(&log.files, writer, count, before))
+            let before = deleted_before(&files, writer);
+            (writer, (count, before, known(&files, writer, count, before)))
         })
         .collect();
-    let mut tally: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for round in 0..times {
+    let mut tally = Tally::default();
+    for round in rounds {
         let (way, change) = WAYS[round % WAYS.len()];
-        let mut changed = log.files.clone();
-        change(&mut changed, &mut log.rng);
-        if changed == log.files {
+        let mut changed = files.clone();
+        // Each round has its own, so that one can be run again alone.
+        change(&mut changed, &mut StdRng::seed_from_u64(seed << 32 | round as u64));
+        let names: BTreeSet<&String> = changed.keys().chain(files.keys()).collect();
+        let touched: Vec<&String> = names.into_iter().filter(|name| changed.get(*name) != files.get(*name)).collect();
+        if touched.is_empty() {
             continue;
         }
-        for (name, bytes) in &changed {
-            if log.files.get(name) != Some(bytes) {
-                std::fs::write(dir.path().join(name), bytes).expect("written");
-            }
-        }
-        for name in log.files.keys().filter(|name| !changed.contains_key(*name)) {
-            std::fs::remove_file(dir.path().join(name)).expect("removed");
-        }
-        let verdict = check(dir.path(), true);
-        let in_principle =
-            covered.iter().any(|(writer, count, before, was)| known(&changed, *writer, *count, *before) != *was);
-        let counted = tally.entry(way).or_default();
+        let put = |name: &String, from: &Files| match from.get(name) {
+            Some(bytes) => std::fs::write(dir.path().join(name), &**bytes).expect("written"),
+            None => std::fs::remove_file(dir.path().join(name)).expect("removed"),
+        };
+        touched.iter().for_each(|name| put(name, &changed));
+        let verdict = check();
+        let writers: BTreeSet<_> =
+            touched.iter().map(|name| name.parse::<SegmentName>().expect("ours").writer).collect();
+        let in_principle = writers.into_iter().any(|writer| {
+            covered.get(&writer).is_some_and(|(count, before, was)| known(&changed, writer, *count, *before) != *was)
+        });
         if in_principle {
-            counted.0 += 1;
+            tally.found += 1;
             assert!(!verdict.holds(), "seed {seed}, round {round}: {way}, and nothing shows");
         } else {
-            counted.1 += 1;
+            tally.behind += 1;
             let told = !verdict.holds() || serde_json::to_string(&verdict.gaps).expect("JSON") != gaps;
             assert!(told, "seed {seed}, round {round}: {way} at the unsigned end, and not even a gap says so");
         }
-        for name in changed.keys().chain(log.files.keys()) {
-            match log.files.get(name) {
-                Some(bytes) if changed.get(name) != Some(bytes) => {
-                    std::fs::write(dir.path().join(name), bytes).expect("written");
-                }
-                Some(_) => {}
-                None => std::fs::remove_file(dir.path().join(name)).expect("removed"),
-            }
-        }
+        touched.iter().for_each(|name| put(name, &files));
     }
-    let (found, behind): (usize, usize) = tally.values().fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1));
-    println!("{} lines: {found} changes found, {behind} behind the last known line told of", clean.lines());
-    assert!(found > times * 8 / 10, "the changes are of what is known: {tally:?}");
+    tally
 }
 
 #[test]
@@ -339,7 +371,8 @@ fn twelve_hundred_changes_of_a_log_with_crashes_all_show() {
     mutations_show(
         1200,
         7,
-        &Shape { records: 30, writers: 3, crashes: 50, rotations: 10, retention: false, closed: true },
+        &Shape { records: 30, writers: 3, crashes: 50, rotations: 10, checkpoints: 10, retention: false, closed: true },
+        1,
     );
 }
 
@@ -348,13 +381,23 @@ fn eight_hundred_changes_of_a_log_with_retention_all_show() {
     mutations_show(
         800,
         8,
-        &Shape { records: 40, writers: 2, crashes: 0, rotations: 15, retention: true, closed: true },
+        &Shape { records: 40, writers: 2, crashes: 0, rotations: 15, checkpoints: 10, retention: true, closed: true },
+        1,
     );
 }
 
 #[test]
-#[ignore = "an hour in a debug build; tests/long runs it with --release"]
+#[ignore = "hours in a debug build: tests/long/run"]
 fn a_hundred_thousand_changes_of_a_log_of_ten_thousand_records_all_show() {
-    let shape = Shape { records: 10_000, writers: 4, crashes: 50, rotations: 1, retention: false, closed: true };
-    mutations_show(100_000, 9, &shape);
+    let shape = Shape {
+        records: 10_000,
+        writers: 4,
+        crashes: 50,
+        rotations: 1,
+        checkpoints: 1,
+        retention: false,
+        closed: true,
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    mutations_show(100_000, 9, &shape, threads);
 }

@@ -1,13 +1,21 @@
 use super::honest::{Log, Shape};
 use super::*;
+use crate::ledger::chain::mark::CloseReason;
+use crate::ledger::chain::{Head, Mark};
+use crate::ledger::record::{Id, Moment};
+use crate::ledger::{Entry, Outcome, Phase, Record};
 
-pub(super) fn check(folder: &Path, with_kept: bool) -> Verdict {
+pub(super) fn against(folder: &Path, with_kept: bool) -> Against {
     let mut against = Against::default();
     against.key(&folder.join("audit-key.pub")).expect("the key");
     if with_kept {
         against.checkpoints(&folder.join("kept")).expect("the checkpoints");
     }
-    verify(folder, &against).expect("checked")
+    against
+}
+
+fn check(folder: &Path, with_kept: bool) -> Verdict {
+    verify(folder, &against(folder, with_kept)).expect("checked")
 }
 
 fn words(verdict: &Verdict) -> String {
@@ -22,6 +30,7 @@ fn shape(seed: u64) -> Shape {
         writers: 1 + (seed % 5) as usize,
         crashes: if seed.is_multiple_of(3) { 80 } else { 30 },
         rotations: (seed % 4) as u32 * 3,
+        checkpoints: 10,
         retention: seed.is_multiple_of(2),
         closed: !seed.is_multiple_of(5),
     }
@@ -39,7 +48,8 @@ fn python(folder: &Path) -> (bool, String) {
 
 #[test]
 fn ten_lines_of_python_come_to_the_same_verdict() {
-    let shape = Shape { records: 60, writers: 3, crashes: 0, rotations: 5, retention: true, closed: true };
+    let shape =
+        Shape { records: 60, writers: 3, crashes: 0, rotations: 5, checkpoints: 10, retention: true, closed: true };
     let log = Log::of(11, &shape);
     let dir = tempfile::tempdir().expect("a folder");
     log.write(dir.path());
@@ -57,7 +67,8 @@ fn ten_lines_of_python_come_to_the_same_verdict() {
 
 #[test]
 fn what_cannot_be_checked_is_said_and_is_no_accusation() {
-    let shape = Shape { records: 60, writers: 2, crashes: 0, rotations: 5, retention: false, closed: true };
+    let shape =
+        Shape { records: 60, writers: 2, crashes: 0, rotations: 5, checkpoints: 10, retention: false, closed: true };
     let log = Log::of(12, &shape);
     let dir = tempfile::tempdir().expect("a folder");
     log.write(dir.path());
@@ -87,7 +98,8 @@ fn what_cannot_be_checked_is_said_and_is_no_accusation() {
 
 #[test]
 fn a_checkpoint_of_another_key_is_refused_whoever_shows_it() {
-    let shape = Shape { records: 30, writers: 1, crashes: 0, rotations: 0, retention: false, closed: true };
+    let shape =
+        Shape { records: 30, writers: 1, crashes: 0, rotations: 0, checkpoints: 10, retention: false, closed: true };
     let (ours, theirs) = (Log::of(13, &shape), Log::of(14, &shape));
     let (dir, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     ours.write(dir.path());
@@ -105,7 +117,8 @@ fn a_checkpoint_of_another_key_is_refused_whoever_shows_it() {
 
 #[test]
 fn a_writer_that_runs_is_told_from_one_that_died() {
-    let shape = Shape { records: 30, writers: 1, crashes: 0, rotations: 0, retention: false, closed: false };
+    let shape =
+        Shape { records: 30, writers: 1, crashes: 0, rotations: 0, checkpoints: 10, retention: false, closed: false };
     let log = Log::of(15, &shape);
     let dir = tempfile::tempdir().expect("a folder");
     log.write(dir.path());
@@ -118,14 +131,100 @@ fn a_writer_that_runs_is_told_from_one_that_died() {
     assert!(verdict.holds() && verdict.chains[0].end == End::Running, "{}", words(&verdict));
 }
 
+/// A chain of one writer that was stopped in order, with these records: phase, exchange, and whether a backend is named. All are of
+/// one request id.
+fn chain_of(records: &[(Phase, u64, bool)]) -> Verdict {
+    let writer = WriterName::new(1_795_000_000, 1);
+    let (mut file, mut head, mut count, mut clock) = (Vec::new(), Head::Genesis, 0, 1_795_000_000_000_000);
+    let mut add = |event: &dyn Fn(Moment, String, u64) -> Vec<u8>| {
+        clock += 1;
+        head = chain::seal(&event(Moment::from_microseconds(clock), head.to_string(), count), head, &mut file);
+        count += 1;
+    };
+    add(&|at, _, _| Mark::segment_open(writer, 1, 0, Vec::new(), "key").event(Id::new(at, [1; 10]), at));
+    for (phase, exchange, with_backend) in records {
+        add(&|at, _, _| {
+            let entry = Entry {
+                request_id: Some("the same"),
+                policy_result: Some("allow"),
+                backend: with_backend.then_some("ollama"),
+                ..Entry::default()
+            };
+            let outcome = (*phase == Phase::Final).then_some(Outcome::Complete);
+            let mut event = Vec::new();
+            Record::new(Id::of(at, *phase, *exchange), at, *phase, outcome, &entry).write_event(&mut event);
+            event
+        });
+    }
+    let key_id = || "key".to_owned();
+    add(&|at, head, count| {
+        let mark = Mark::Checkpoint { writer, segment: 1, count, head, key_id: key_id(), signature: String::new() };
+        mark.event(Id::new(at, [2; 10]), at)
+    });
+    add(&|at, head, count| {
+        let mark = Mark::SegmentClose { writer, segment: 1, count, head, reason: CloseReason::Stopped };
+        mark.event(Id::new(at, [3; 10]), at)
+    });
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(dir.path().join(SegmentName { writer, number: 1 }.to_string()), file).expect("written");
+    verify(dir.path(), &Against::default()).expect("checked")
+}
+
+#[test]
+fn records_of_one_request_are_told_from_those_of_another_that_chose_the_same_id() {
+    use Phase::{Final, Request, StreamStart};
+    let (one, other) = (1, 2);
+    for records in [
+        vec![
+            (Request, one, false),
+            (Request, other, false),
+            (Final, other, true),
+            (StreamStart, one, true),
+            (Final, one, false),
+        ],
+        // The other was refused before it was recorded.
+        vec![(Request, one, false), (Final, other, false), (Final, one, true)],
+        // The 62 bits are what counts, as many as an id has room for.
+        vec![(Request, one, false), (Final, one | 1 << 63, true)],
+    ] {
+        let verdict = chain_of(&records);
+        assert!(verdict.holds(), "{records:?}: {}", words(&verdict));
+    }
+    let fault = |records: &[_]| chain_of(records).problems.into_iter().next().map(|problem| problem.fault);
+    let request_id = || "the same".to_owned();
+    // A record of the other is none of this one, though all of their words are the same.
+    let left_open = fault(&[(Request, one, false), (Final, other, false)]);
+    assert!(matches!(left_open, Some(Fault::LeftOpen { requests: 1, .. })), "{left_open:?}");
+    for records in [
+        vec![(Request, one, false), (Final, other, true)],
+        vec![(Request, one, false), (StreamStart, other, true)],
+        vec![(Request, one, false), (Final, one, true), (Final, one, true)],
+    ] {
+        assert_eq!(fault(&records), Some(Fault::WithoutRequest { request_id: request_id() }), "{records:?}");
+    }
+    let twice = fault(&[(Request, one, false), (Request, one, false)]);
+    assert_eq!(twice, Some(Fault::RequestTwice { request_id: request_id() }));
+}
+
 fn clean_logs_hold(seeds: std::ops::Range<u64>) {
-    for seed in seeds {
+    let mut found = (0, 0, 0, 0);
+    for seed in seeds.clone() {
         let log = Log::of(seed, &shape(seed));
         let dir = tempfile::tempdir().expect("a folder");
         log.write(dir.path());
         let verdict = check(dir.path(), !log.kept.is_empty());
         assert!(verdict.holds(), "seed {seed}:\n{}", words(&verdict));
+        let crashed = verdict.chains.iter().filter(|chain| matches!(chain.end, End::Adopted | End::Open)).count();
+        let segments = verdict.chains.iter().map(|chain| chain.segments as usize).sum::<usize>();
+        let deleted = verdict.gaps.iter().filter(|gap| matches!(gap, Gap::Deleted { .. })).count();
+        found = (found.0 + verdict.lines(), found.1 + segments, found.2 + crashed, found.3 + deleted);
     }
+    let (lines, segments, crashed, deleted) = found;
+    println!(
+        "{} clean logs, {lines} lines in {segments} segments: no alarm; {crashed} writers had crashed, retention had cut {deleted} chains",
+        seeds.count()
+    );
+    assert!(crashed > 0 && deleted > 0, "the logs have accidents");
 }
 
 #[test]
@@ -134,7 +233,7 @@ fn clean_logs_with_rotations_crashes_and_retention_raise_no_alarm() {
 }
 
 #[test]
-#[ignore = "a minute; tests/long runs it"]
+#[ignore = "minutes in a debug build: tests/long/run"]
 fn thousands_of_clean_logs_raise_no_alarm() {
     clean_logs_hold(1000..4000);
 }

@@ -1,16 +1,13 @@
 //! One writer's chain, line by line.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use super::across::{Across, Expected};
 use super::finding::Fault;
-use super::line::{Final, Kind, Line};
+use super::line::{Final, Kind, Line, Of};
 use super::{Against, ChainReport, End};
 use crate::ledger::chain::mark::CloseReason;
 use crate::ledger::chain::{FORMAT, Head, Mark, SegmentName, WriterName};
-
-/// How many ids are remembered of requests whose end could also have been another's that shared the id.
-const SHARED: usize = 10_000;
 
 /// How far a chain was followed, and what is known of it there.
 pub(super) struct Walk {
@@ -128,8 +125,8 @@ impl Walk {
         }
         let is_checkpoint = matches!(line.kind, Kind::Mark(Mark::Checkpoint { .. }));
         match line.kind {
-            Kind::Request { request_id } => self.requests.begin(request_id),
-            Kind::StreamStart { request_id } => self.requests.runs(request_id)?,
+            Kind::Request(of) => self.requests.begin(of)?,
+            Kind::StreamStart(of) => self.requests.runs(of)?,
             Kind::Final(end) if end.crashed => self.adopted_one(end, across)?,
             Kind::Final(end) => self.requests.end(end)?,
             Kind::Mark(mark) => self.mark(mark, &line.timestamp, against, across)?,
@@ -195,11 +192,11 @@ impl Walk {
         if let Kind::Mark(Mark::SegmentOpen { count, .. }) = &open.kind {
             (bridge.count, bridge.head) = (*count, open.previous);
             (self.count, self.head) = (*count, open.previous);
+            // Requests of the segments that are gone may end here.
+            self.requests.begins_later = true;
             if bridge.after.is_none() {
                 self.first_count = *count;
                 self.signed_through = *count;
-                // Requests of the deleted segments may end here.
-                self.requests.lost_ids = true;
             }
         }
     }
@@ -259,9 +256,8 @@ impl Walk {
     fn adopted_one(&mut self, end: Final, across: &mut Across) -> Result<(), Fault> {
         let request_id = end.request_id.ok_or(Fault::Malformed("a crashed request has an id"))?;
         match &mut self.adopting {
-            Some((dead, left)) if *left > 0 => {
+            Some((dead, left)) if *left > 0 && across.crashed(*dead, end.exchange, &request_id) => {
                 *left -= 1;
-                across.crashed(*dead, request_id);
                 Ok(())
             }
             _ => Err(Fault::NotAdopted { request_id }),
@@ -273,85 +269,51 @@ fn said(what: &'static str, said: &str, found: &str) -> Result<(), Fault> {
     if said == found { Ok(()) } else { Err(Fault::Mark { what, said: said.to_owned(), found: found.to_owned() }) }
 }
 
-/// The requests that have begun and not ended.
+/// The requests that have begun and not ended, by what the ids of an exchange's records have in common ([`Id::exchange`]). Not by
+/// `request_id`: a caller may choose that, and may choose the same one twice (contract, section 1).
 ///
-/// A caller may choose its request's id, and may choose the same one twice (contract, section 1). Then a final record that names no
-/// backend may be that of a request that is open, or of one that was refused before it was recorded. So for each id there are
-/// bounds, and nobody can make an honest log look bad by choosing ids.
+/// [`Id::exchange`]: crate::ledger::record::Id::exchange
 #[derive(Default)]
 pub(super) struct Requests {
-    open: HashMap<String, Bounds>,
-    /// Ids whose requests may all have ended, oldest first.
-    shared: VecDeque<String>,
-    /// Some of them were forgotten, or stood in segments that are gone.
-    pub lost_ids: bool,
-    /// And a final record came that could have been one of theirs.
-    pub unjudged: bool,
-}
-
-#[derive(Clone, Copy, Default)]
-pub(super) struct Bounds {
-    pub least: u64,
-    pub most: u64,
+    open: HashSet<u64>,
+    /// Segments before the ones that were read are gone: requests that began there may end here.
+    pub begins_later: bool,
+    /// How many did.
+    pub begun_before: u64,
 }
 
 impl Requests {
-    /// How many are open at the least.
     pub(super) fn open(&self) -> u64 {
-        self.open.values().map(|bounds| bounds.least).sum()
+        self.open.len() as u64
     }
 
-    pub(super) fn most(&self) -> u64 {
-        self.open.values().map(|bounds| bounds.most).sum()
+    pub(super) fn is_open(&self, exchange: u64) -> bool {
+        self.open.contains(&exchange)
     }
 
-    pub(super) fn bounds(&self, request_id: &str) -> Bounds {
-        self.open.get(request_id).copied().unwrap_or_default()
-    }
-
-    pub(super) fn ids(&self) -> impl Iterator<Item = (&str, Bounds)> {
-        self.open.iter().map(|(id, bounds)| (id.as_str(), *bounds))
-    }
-
-    fn begin(&mut self, request_id: String) {
-        let bounds = self.open.entry(request_id).or_default();
-        (bounds.least, bounds.most) = (bounds.least + 1, bounds.most + 1);
-    }
-
-    fn runs(&mut self, request_id: String) -> Result<(), Fault> {
-        match self.open.contains_key(&request_id) {
+    fn begin(&mut self, of: Of) -> Result<(), Fault> {
+        match self.open.insert(of.exchange) {
             true => Ok(()),
-            false => self.unknown(request_id),
+            false => Err(Fault::RequestTwice { request_id: of.request_id }),
         }
     }
 
+    fn runs(&mut self, of: Of) -> Result<(), Fault> {
+        if self.open.contains(&of.exchange) || self.begins_later {
+            return Ok(());
+        }
+        Err(Fault::WithoutRequest { request_id: of.request_id })
+    }
+
+    /// A final record that names no backend may stand alone: its request was refused before it was recorded.
     fn end(&mut self, end: Final) -> Result<(), Fault> {
-        let Some(request_id) = end.request_id.filter(|_| !end.refused_before) else { return Ok(()) };
-        let Some(bounds) = self.open.get_mut(&request_id) else {
-            return if end.has_backend { self.unknown(request_id) } else { Ok(()) };
-        };
-        bounds.least = bounds.least.saturating_sub(1);
-        if end.has_backend {
-            bounds.most -= 1;
-            bounds.least = bounds.least.min(bounds.most);
-            if bounds.most == 0 {
-                self.open.remove(&request_id);
-            }
-        } else if bounds.least == 0 {
-            self.shared.push_back(request_id);
-            if self.shared.len() > SHARED
-                && let Some(oldest) = self.shared.pop_front()
-                && self.bounds(&oldest).least == 0
-            {
-                self.open.remove(&oldest);
-                self.lost_ids = true;
-            }
+        if self.open.remove(&end.exchange) || !end.has_backend {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn unknown(&mut self, request_id: String) -> Result<(), Fault> {
-        self.unjudged |= self.lost_ids;
-        if self.lost_ids { Ok(()) } else { Err(Fault::WithoutRequest { request_id }) }
+        self.begun_before += 1;
+        match self.begins_later {
+            true => Ok(()),
+            false => Err(Fault::WithoutRequest { request_id: end.request_id.unwrap_or_default() }),
+        }
     }
 }
