@@ -24,6 +24,7 @@ mod door;
 mod governed;
 mod guesses;
 mod h2_client;
+mod kept;
 mod key_rotation;
 mod key_server;
 mod keys_by_url;

@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 
 use crate::backstage::Backstage;
 use crate::client::{Connection, Reply, Request};
+use crate::h2_client::H2;
 use crate::house::{House, Plan};
+use crate::kept::{Kept, control};
 
 /// Begins every mark. Nothing else holds it, whatever its case.
 const MARK: &str = "canary";
@@ -34,24 +36,14 @@ async fn loud_house(plan: Plan) -> House {
     House::with(plan).await
 }
 
-/// The lines with a mark among what was kept and shown.
+/// The lines with a mark among what was kept and shown, and among these replies.
 async fn spilled(house: &House, replies: &[Vec<u8>]) -> Vec<String> {
-    // The last exchange's record is there, so the ones before are too.
     house.send(Request::get("/api/version").bearer(&house.token()).id("the-last-one")).await;
-    house.final_of("the-last-one").await;
-    let audit = house.audit_text();
-    let metrics = house.metrics().await;
-    let activity = Request::get("/api/v1/activity").send(house.operator).await.text();
-    let replies =
-        replies.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect::<Vec<_>>().join("\n");
-    let mut found = Vec::new();
-    let places =
-        [("log", house.log()), ("audit", audit), ("metrics", metrics), ("activity", activity), ("a refusal", replies)];
-    for (place, text) in places {
-        let lines = text.lines().filter(|line| line.to_lowercase().contains(MARK));
-        found.extend(lines.map(|line| format!("{place}: {line}")));
+    let mut kept = Kept::of(house, "the-last-one").await;
+    for reply in replies {
+        kept.add("a reply", String::from_utf8_lossy(reply).into_owned());
     }
-    found
+    kept.find(&[MARK])
 }
 
 /// Everything of a reply that a client reads.
@@ -123,7 +115,7 @@ async fn nothing_that_a_caller_sends_is_kept_shown_or_quoted() {
                 { "type": "image_url", "image_url": { "url": "data:image/png;base64,canary" } }] }],
     });
     let asks = [
-        ("/api/chat", marked_chat("tiny-story")),
+        ("/api/chat", marked_chat("llama3.2")),
         ("/api/chat", marked_chat("nobody-has-this")),
         ("/api/chat", marked_chat("fault-hangs-before-headers")),
         ("/api/chat", marked_chat("fault-stalls-mid-stream")),
@@ -135,13 +127,18 @@ async fn nothing_that_a_caller_sends_is_kept_shown_or_quoted() {
         (
             "/api/generate",
             json!({ "model": "tiny-story", "prompt": "canary-prompt", "system": "canary-system",
-            "suffix": "canary-suffix", "template": "canary-template", "raw": false, "context": [1] }),
+            "template": "canary-template", "raw": false, "context": [1] }),
         ),
         ("/api/embed", json!({ "model": "tiny-embed", "input": ["canary-one", "canary-two"] })),
         ("/api/embeddings", json!({ "model": "tiny-embed", "prompt": "canary-prompt" })),
         ("/v1/chat/completions", openai),
-        ("/v1/completions", json!({ "model": "tiny-story", "prompt": "canary-prompt", "suffix": "canary-suffix" })),
+        ("/v1/completions", json!({ "model": "tiny-story", "prompt": "canary-prompt" })),
         ("/v1/embeddings", json!({ "model": "tiny-embed", "input": "canary-input" })),
+        ("/api/generate", json!({ "model": "nobody-has-this", "prompt": "canary-prompt", "suffix": "canary-suffix" })),
+        (
+            "/v1/completions",
+            json!({ "model": "nobody-has-this", "prompt": "canary-prompt", "suffix": "canary-suffix" }),
+        ),
         ("/api/show", json!({ "model": "tiny-story", "canary": "canary" })),
     ];
     for (path, ask) in asks {
@@ -153,8 +150,20 @@ async fn nothing_that_a_caller_sends_is_kept_shown_or_quoted() {
             Some("fault-hangs-before-headers") => {
                 house.simulator.wait_for(crate::house::PATIENCE, |all| !all.is_empty()).await.expect("it arrives");
             }
-            Some("fault-stalls-mid-stream") => _ = connection.head().await,
-            _ => _ = connection.reply(false).await, // Ollama's own, which may say what it was told
+            Some("fault-stalls-mid-stream") => {
+                connection.head().await.expect("it begins");
+                // It runs, and so it is on the operator's page.
+                let running = Request::get("/api/v1/activity").send(house.operator).await;
+                assert!(running.text().contains("fault-stalls-mid-stream"));
+                replies.push(bytes_of(&running));
+            }
+            // Ollama's own words, which may say what it was told.
+            Some(model) => {
+                let reply = connection.reply(false).await;
+                let good = reply.is_some_and(|reply| reply.status == 200);
+                assert!(good || model.starts_with("fault-") || model == "nobody-has-this", "{path} {model}");
+            }
+            None => unreachable!("each names a model"),
         }
     }
     // Malformed, ambiguous, refused: what is ours says nothing of it.
@@ -182,7 +191,7 @@ async fn nothing_that_a_caller_sends_is_kept_shown_or_quoted() {
             }
         }
     }
-    let ask = marked_chat("tiny-story");
+    let ask = marked_chat("llama3.2");
     for request in [
         Request::post("/api/chat", ask.clone()),
         Request::post("/api/chat", ask.clone()).bearer("canary.canary.canary"),
@@ -224,6 +233,44 @@ async fn nothing_that_a_caller_sends_is_kept_shown_or_quoted() {
         let reply = connection.reply(false).await.expect("a reply");
         assert!((400..500).contains(&reply.status), "{}", reply.status);
         replies.push(bytes_of(&reply));
+    }
+    // Clients that break off, in HTTP/1.1 and HTTP/2.
+    for raw in [
+        "POST /api/chat HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\nx-canary: canary\r\n\r\n{\"canary\":\"canary",
+        "POST /api/chat HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n6\r\ncanary\r\nffff\r\ncanary",
+        "GET /canary?canary HTTP/1.1\r\nhost: x\r\ncanary: can",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ncanary canary canary canary",
+    ] {
+        let mut connection = Connection::open(house.public).await;
+        let raw = raw.replacen("host: x", &format!("host: x\r\nauthorization: Bearer {token}"), 1);
+        connection.write(raw.as_bytes()).await;
+    }
+    let mut h2 = H2::open(house.public).await;
+    let marked = Request::post(&format!("/api/chat?{query}"), ask.clone()).bearer(&token);
+    // `connection` and its like are not for HTTP/2; none of these is.
+    let reply = h2.send(&with_headers(marked.clone())).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    replies.push(bytes_of(&h2.send(&with_headers(Request::post("/v1/nothing", ask.clone()).bearer(&token))).await));
+    let half = h2.ask(&with_headers(marked), Some(9000)).await;
+    drop((half, h2));
+    // The operator's side: what it refuses it does not repeat, and the control socket neither.
+    for request in [
+        Request::get("/canary?canary=canary"),
+        Request::new("CANARY", "/api/v1/activity"),
+        Request::post("/api/v1/audit/stream?canary", json!({ "canary": "canary" })),
+        Request::get("/api/v1/activity").header("origin", "http://canary.example"),
+        Request::get("/metrics?canary").header("authorization", "Bearer canary"),
+        Request::get("/api/v1/audit/stream/canary").header("last-event-id", "canary"),
+    ] {
+        replies.push(bytes_of(&with_headers(request).send(house.operator).await));
+    }
+    let mut connection = Connection::open(house.operator).await;
+    connection.write(b"GET /api/v1/activity?canary HTTP/1.1\r\nhost: canary.example\r\n\r\n").await;
+    replies.push(bytes_of(&connection.reply(false).await.expect("a reply")));
+    for line in
+        ["canary", r#"{"command":"canary"}"#, r#"{"command":"agent-list","canary":"canary"}"#, r#"{"canary":"canary"}"#]
+    {
+        replies.push(control(&house, line).await.into_bytes());
     }
     house.simulator.set_fault(Some(Fault::Refuses)).await.expect("closed");
     replies.push(bytes_of(&house.send(with_headers(Request::post("/api/chat", ask).bearer(&token))).await));
@@ -343,6 +390,10 @@ async fn an_unknown_path_is_in_its_audit_record_alone_and_a_query_is_nowhere() {
     assert!(spilled.iter().all(|line| line.contains(r#""target":"/canary/path""#)), "{spilled:#?}");
     assert!(spilled.iter().all(|line| !line.contains("canary-query")), "{spilled:#?}");
     assert_eq!(house.final_of("lost").await["target"], "/canary/path");
+    // Where records are shown it is found: so what is searched above is there.
+    for place in ["audit:", "log and standard output:", "feed:", "audit tail --all -n 100000:", "package:"] {
+        assert!(spilled.iter().any(|line| line.starts_with(place)), "{place} {spilled:#?}");
+    }
 }
 
 #[tokio::test]
