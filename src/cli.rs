@@ -52,8 +52,8 @@ struct Settings {
     /// Address of the operator's listener
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     operator_listen: Option<String>,
-    /// URL of Ollama
-    #[arg(long, global = true, value_name = "URL")]
+    /// URL of Ollama; several are separated by commas
+    #[arg(long, global = true, value_name = "URL,..")]
     backend: Option<String>,
     /// Folder for keys, agents and the audit
     #[arg(long, global = true, value_name = "DIR")]
@@ -242,7 +242,9 @@ fn serve(config: Config) -> Result<(), Failure> {
     for line in config.effective().lines() {
         log::debug!("{line}");
     }
-    log::info!("backend {} at {}", config.backend[0].name, config.backend[0].url);
+    for backend in &config.backend {
+        log::info!("backend {} at {}", backend.name, backend.url);
+    }
     let runtime = server::runtime(&config)?;
     let served = runtime.block_on(server::serve(config, |started| announce(&started)));
     // What still runs was cut; a task that hangs in somebody's socket is not waited for.
@@ -262,6 +264,7 @@ fn check(config: &Config) -> Result<(), Failure> {
     assemble::operator_gate(config).map_err(Failure::configuration)?;
     assemble::sinks(config).map_err(Failure::configuration)?;
     assemble::models(config).map_err(Failure::configuration)?;
+    assemble::pool(config).map_err(Failure::configuration)?;
     // A CA file at fault is the configuration's; a URL that is down is not.
     if config.identity.jwks_url.is_some() || config.identity.token_url.is_some() {
         assemble::outbound(config).map_err(Failure::configuration)?;

@@ -29,12 +29,15 @@ use serde::{Deserialize, Serialize};
 pub use audit::{Audit, Durability, Start};
 pub use models::{Model, Setting, Span};
 pub use sections::{
-    Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Identity, Limits, Operator, Policy, Routes, Shutdown,
-    Streaming,
+    Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Fleet, Identity, Limits, Operator, Policy, Routes,
+    Shutdown, Streaming,
 };
 pub use service_url::ServiceUrl;
 pub use syslog::{Facility, SyslogAddress};
 pub use values::{Algorithm, BackendUrl, Pem, Secret};
+
+/// Each is looked at by the choice for every request.
+const MOST_BACKENDS: usize = 256;
 
 /// Name of the folders below the system's own, and of the one below `/etc`.
 const NAME: &str = "behavry-ollama-proxy";
@@ -63,11 +66,13 @@ pub struct Config {
     pub routes: Routes,
     pub operator: Operator,
 
-    /// The Ollamas behind the proxy; this version serves exactly one. Default `http://localhost:11434`. Variables
-    /// `BEHAVRY_OLLAMA_URL` (replaces the whole list) and `BEHAVRY_OLLAMA_API_KEY` (sets `bearer`).
+    /// The Ollamas behind the proxy. Default one, `http://localhost:11434`. Variables `BEHAVRY_OLLAMA_URL` (replaces the whole list;
+    /// several URLs are separated by commas) and `BEHAVRY_OLLAMA_API_KEY` (the bearer: of the one backend, or of all that have no
+    /// credential of their own).
     pub backend: Vec<Backend>,
 
     pub backend_timeouts: BackendTimeouts,
+    pub fleet: Fleet,
     pub limits: Limits,
     pub identity: Identity,
     pub policy: Policy,
@@ -174,7 +179,8 @@ impl Config {
             ));
         }
         for backend in &self.backend {
-            if backend.authorization().is_some() && !backend.url.is_tls() && !backend.url.is_loopback() {
+            let has_credential = backend.authorization().is_some() || !backend.bearer_file.as_os_str().is_empty();
+            if has_credential && !backend.url.is_tls() && !backend.url.is_loopback() {
                 warnings.push(format!(
                     "backend {}: its credential crosses the network in the clear; use an https URL",
                     backend.url
@@ -201,6 +207,7 @@ impl Config {
             operator: Operator::default(),
             backend: vec![Backend::default()],
             backend_timeouts: BackendTimeouts::default(),
+            fleet: Fleet::default(),
             limits: Limits::default(),
             identity: Identity::default(),
             policy: Policy::default(),
@@ -268,25 +275,60 @@ impl Config {
         Ok(())
     }
 
-    /// What no single value shows.
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check_backends(&self) -> Result<(), ConfigError> {
         let odds = |keys: &str, problem: String, remedy: &str| Err(ConfigError::new(keys, problem, remedy));
-        if self.backend.len() != 1 {
+        if !(1..=MOST_BACKENDS).contains(&self.backend.len()) {
             return odds(
                 "backend",
-                format!("{} backends are given, and this version serves exactly one", self.backend.len()),
-                "leave one URL in BEHAVRY_OLLAMA_URL, --backend or [[backend]]",
+                format!("{} backends are given, and 1 to {MOST_BACKENDS} can be served", self.backend.len()),
+                "give their URLs in BEHAVRY_OLLAMA_URL, --backend or [[backend]]",
             );
         }
-        for backend in &self.backend {
-            if backend.bearer.is_some() && backend.url.has_userinfo() {
+        for (i, backend) in self.backend.iter().enumerate() {
+            let credentials = [
+                ("backend.bearer", backend.bearer.is_some()),
+                ("backend.bearer_file", !backend.bearer_file.as_os_str().is_empty()),
+                ("backend.url", backend.url.has_userinfo()),
+            ];
+            let set: Vec<&str> = credentials.iter().filter(|(_, set)| *set).map(|(key, _)| *key).collect();
+            if set.len() > 1 {
                 return odds(
-                    "backend.bearer, backend.url",
-                    "both a bearer and a user in the URL are set, for one Authorization header".into(),
-                    "take one of them away",
+                    &set.join(", "),
+                    format!("several credentials are set for {}, for one Authorization header", backend.name),
+                    "keep one of them",
+                );
+            }
+            if !backend.ca_file.as_os_str().is_empty() && !backend.url.is_tls() {
+                return odds(
+                    "backend.ca_file, backend.url",
+                    format!("{} has no certificate that could be verified", backend.url),
+                    "write its URL with https, or take the CA away",
+                );
+            }
+            if let Some(same) = self.backend[..i].iter().find(|other| other.name == backend.name) {
+                return odds(
+                    "backend.name",
+                    format!("{} and {} are both called {}", same.url, backend.url, backend.name),
+                    "give each a name of its own",
                 );
             }
         }
+        let manage = &self.fleet.manage;
+        if !manage.is_empty() && self.backend.iter().all(|backend| backend.name != *manage) {
+            let names: Vec<&str> = self.backend.iter().map(|backend| backend.name.as_str()).collect();
+            return odds(
+                "fleet.manage",
+                format!("no backend is called {manage}"),
+                &format!("name one of {}", names.join(", ")),
+            );
+        }
+        Ok(())
+    }
+
+    /// What no single value shows.
+    fn check(&self) -> Result<(), ConfigError> {
+        let odds = |keys: &str, problem: String, remedy: &str| Err(ConfigError::new(keys, problem, remedy));
+        self.check_backends()?;
         self.audit.check()?;
         if self.listen == self.operator.listen && self.listen.port() != 0 {
             return odds(
@@ -382,7 +424,10 @@ const VARIABLES: &[(&str, Set)] = &[
     // After the URLs, which replace the list.
     ("BEHAVRY_OLLAMA_API_KEY", |c, v| {
         let key = values::parse_bearer(v)?;
-        c.backend.iter_mut().for_each(|b| b.bearer = Some(key.clone()));
+        // Of several, those with a credential of their own keep it: the one's key is nobody else's.
+        let one = c.backend.len() == 1;
+        let without = |b: &&mut Backend| one || (b.authorization().is_none() && b.bearer_file.as_os_str().is_empty());
+        c.backend.iter_mut().filter(without).for_each(|b| b.bearer = Some(key.clone()));
         Ok(())
     }),
     ("BEHAVRY_JWT_PUBLIC_KEY", |c, v| {

@@ -82,6 +82,8 @@ pub struct Exchange {
     pub receipt: Option<Receipt>,
 
     // ---- placed
+    /// The backend that the request names, where that decides.
+    pub named_backend: Option<String>,
     pub lease: Option<Lease>,
     /// Attempts to reach a backend, the first included.
     pub attempts: u32,
@@ -170,6 +172,7 @@ impl Exchange {
             token_agent: None,
             denial: None,
             receipt: None,
+            named_backend: None,
             lease: None,
             attempts: 0,
             unreachable: 0,

@@ -97,6 +97,17 @@ impl Refusal {
         refusal
     }
 
+    /// Management of one of several backends, and it is not clear of which.
+    pub fn which_backend(names: &[&str]) -> Refusal {
+        let mut refusal = Refusal::new(
+            Code::UnsupportedParameter,
+            format!("Say which backend is meant, in the header x-behavry-backend: {}.", names.join(", ")),
+        )
+        .because("no backend of several is named");
+        refusal.param = Some("x-behavry-backend".to_owned());
+        refusal
+    }
+
     // ---- 401
 
     pub fn missing_token() -> Refusal {

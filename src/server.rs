@@ -34,8 +34,8 @@ use crate::proxy::Gateway;
 use crate::route::RouteSettings;
 use crate::sinks::Sinks;
 use crate::site::Site;
+use crate::upstream::catalogue::{self, Pace};
 use crate::upstream::client::Client;
-use crate::upstream::{Backend, Pool, catalogue};
 
 pub mod assemble;
 pub mod commands;
@@ -139,8 +139,13 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     tokio::spawn(lookout::keep_looking(Arc::clone(&site)));
     tokio::spawn(listen::accept(operator, operators, operator_closing, OPERATOR_CONNECTIONS, || {}));
     if !config.catalogue.refresh.is_zero() {
-        let (site, every) = (Arc::clone(&site), config.catalogue.refresh);
-        tokio::spawn(async move { catalogue::keep_fresh(&site.pool, &site.client, &site.ledger.metrics, every).await });
+        let pace = Pace { models: config.catalogue.refresh, loaded: config.catalogue.loaded };
+        for place in 0..site.pool.backends().len() {
+            let site = Arc::clone(&site);
+            tokio::spawn(async move {
+                catalogue::keep_fresh(&site.pool, place, &site.client, &site.ledger.metrics, pace).await;
+            });
+        }
     }
     if !config.policy.reload.is_zero() {
         tokio::spawn(Arc::clone(&reloader).watch(Reloaded::Policy, config.policy.reload));
@@ -165,14 +170,6 @@ pub fn site(
     models: Models,
     ledger: Ledger,
 ) -> Result<Site, String> {
-    let configured = &config.backend[0]; // the configuration refuses any other number than one
-    let backend = Backend::new(
-        configured.name.clone(),
-        configured.url.clone(),
-        configured.authorization(),
-        config.backend_timeouts.connect,
-        config.backend_timeouts.silence,
-    );
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
     Ok(Site {
         remote_keys: assemble::remote_keys(config, &snapshot, &ledger.metrics)?,
@@ -180,7 +177,7 @@ pub fn site(
         snapshot,
         ledger,
         live: Arc::default(),
-        pool: Pool::new(backend),
+        pool: assemble::pool(config)?,
         client: Client::default(),
         intake: Intake {
             limit_bytes: config.limits.body_bytes,

@@ -1,163 +1,157 @@
 //! Where to: the backends, and the right to use one of them.
 //!
+//! - [`backend`]: one Ollama: what was configured of it, its addresses, what runs on it.
+//! - [`placement`]: which of them a request goes to.
 //! - [`peer`]: a backend as Pingora's connector sees it: address, TLS, time limits; and the head that it is sent.
 //! - [`client`]: requests of our own to a backend (lists, health).
-//! - [`catalogue`]: which models a backend has, read in the background; whether it is up.
+//! - [`catalogue`]: what is known of a backend's models, read in the background; whether it is up.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-
-use crate::config::{BackendUrl, Secret};
 use crate::ledger::Receipt;
 use crate::policy::Permit;
-use crate::wire::ModelRef;
+use crate::wire::{Kind, ModelRef};
 
+pub mod backend;
 pub mod catalogue;
 pub mod client;
 pub mod peer;
+pub mod placement;
 
-pub use catalogue::Catalogue;
+pub use backend::Backend;
+pub use catalogue::{Catalogue, Known};
+pub use placement::Reason;
 
-/// How long a resolved name is believed: short, so that a backend that moves is found; long enough that a burst of requests
-/// asks once.
-const RESOLVED_FOR: Duration = Duration::from_secs(5);
+use self::placement::{Candidate, Has};
 
-/// One Ollama.
-pub struct Backend {
-    pub name: String,
-    pub url: BackendUrl,
-    /// The whole `Authorization` value that it wants.
-    authorization: Option<Secret>,
-    connect: Duration,
-    silence: Duration,
-    in_flight: AtomicU64,
-    /// What the last contact said.
-    up: AtomicBool,
-    addresses: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
-    pub catalogue: Catalogue,
-}
-
-impl Backend {
-    pub fn new(
-        name: String,
-        url: BackendUrl,
-        authorization: Option<Secret>,
-        connect: Duration,
-        silence: Duration,
-    ) -> Backend {
-        Backend {
-            name,
-            url,
-            authorization,
-            connect,
-            silence,
-            in_flight: AtomicU64::new(0),
-            up: AtomicBool::new(true),
-            addresses: Mutex::new(None),
-            catalogue: Catalogue::default(),
-        }
-    }
-
-    pub fn authorization(&self) -> Option<&str> {
-        self.authorization.as_ref().map(Secret::expose)
-    }
-
-    pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// What the last contact said; true before the first.
-    pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
-    }
-
-    /// Whether that is news.
-    pub fn note_up(&self, up: bool) -> bool {
-        self.up.swap(up, Ordering::Relaxed) != up
-    }
-
-    /// How many addresses the name had when it was last resolved.
-    pub fn known_addresses(&self) -> usize {
-        self.addresses.lock().as_ref().map_or(0, |(_, known)| known.len())
-    }
-
-    /// The first `unreachable` of the known addresses could not be connected to: the next requests begin with the one that could.
-    pub fn put_first(&self, unreachable: usize) {
-        if let Some((_, known)) = &mut *self.addresses.lock()
-            && !known.is_empty()
-        {
-            let length = known.len();
-            known.rotate_left(unreachable % length);
-        }
-    }
-
-    /// All addresses of the backend's name. `localhost` may be `::1` first, where Ollama listens on 127.0.0.1 only.
-    pub async fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        if let Some((at, known)) = &*self.addresses.lock()
-            && at.elapsed() < RESOLVED_FOR
-        {
-            return Ok(known.clone());
-        }
-        let host = self.url.host().trim_start_matches('[').trim_end_matches(']');
-        let found = tokio::net::lookup_host((host, self.url.port()));
-        let found: Vec<SocketAddr> = match tokio::time::timeout(self.connect, found).await {
-            Ok(found) => found?.collect(),
-            Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
-        };
-        if found.is_empty() {
-            return Err(std::io::ErrorKind::NotFound.into());
-        }
-        *self.addresses.lock() = Some((Instant::now(), found.clone()));
-        Ok(found)
-    }
-}
-
-/// All backends. This version has one; choosing among several comes with the fleet.
+/// All backends.
 pub struct Pool {
     backends: Vec<Arc<Backend>>,
+    /// The place of the one that management goes to where nobody names another.
+    manage: Option<usize>,
+    turn: AtomicUsize,
+}
+
+/// What is wanted of a backend, beyond what the permit says.
+#[derive(Clone, Copy, Default)]
+pub struct Errand<'a> {
+    /// The name of the backend that the request asks for.
+    pub named: Option<&'a str>,
+    /// Places of backends that were tried.
+    pub tried: &'a [usize],
+    /// Only backends whose list of models was read, as long as there are any: a stub of a cloud model would not be known as one.
+    pub only_read: bool,
+}
+
+/// Why no backend can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoBackend {
+    /// Management with several backends, and none is named.
+    Unnamed,
+    /// None is called so.
+    UnknownName,
+    /// None may serve the model, or all were tried.
+    NoneLeft,
 }
 
 impl Pool {
-    pub fn new(backend: Backend) -> Pool {
-        Pool { backends: vec![Arc::new(backend)] }
+    /// `backends` stand in the order of their `place`, and there is one at least. `manage` is a place.
+    pub fn new(backends: Vec<Backend>, manage: Option<usize>) -> Pool {
+        Pool { backends: backends.into_iter().map(Arc::new).collect(), manage, turn: AtomicUsize::new(0) }
     }
 
     pub fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
     }
 
-    /// Whether a backend is there, as far as is known, that has the model.
+    /// Whether a backend is there, as far as is known, that has the model and may serve it.
     pub fn can_serve(&self, model: &ModelRef) -> bool {
+        let canonical = model.canonical();
         self.backends.iter().any(|backend| {
-            backend.is_up() && (!backend.catalogue.is_read() || backend.catalogue.source(model).is_some())
+            backend.is_up() && backend.may_serve(model) && backend.catalogue.has(&canonical) != Has::Absent
         })
     }
 
+    /// Each backend with what is known of its models at this moment. Costs two counters a backend.
+    pub fn fleet(&self) -> Vec<(Arc<Backend>, Arc<Known>)> {
+        self.backends.iter().map(|backend| (Arc::clone(backend), backend.catalogue.known())).collect()
+    }
+
     /// The right to send one request. It cannot be had without the policy's consent and the ledger's receipt.
-    pub fn lease(&self, _permit: &Permit, _receipt: &Receipt) -> Lease {
-        let backend = Arc::clone(&self.backends[0]);
-        backend.in_flight.fetch_add(1, Ordering::Relaxed);
-        Lease { backend }
+    pub fn lease(&self, permit: &Permit, _receipt: &Receipt, errand: &Errand<'_>) -> Result<Lease, NoBackend> {
+        let model = permit.model().map(|model| model.canonical());
+        let (place, reason) = match self.named(permit, errand)? {
+            Some(place) if errand.tried.contains(&place) => return Err(NoBackend::NoneLeft),
+            Some(place) => (place, Reason::Named),
+            None => {
+                let candidates = self.candidates(permit, model.as_deref(), errand);
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                placement::choose(&candidates, turn).ok_or(NoBackend::NoneLeft)?
+            }
+        };
+        let backend = Arc::clone(&self.backends[place]);
+        backend.begin(model.as_deref());
+        Ok(Lease { backend, model, reason })
+    }
+
+    /// Management changes one machine, and somebody says which; anything else is placed.
+    fn named(&self, permit: &Permit, errand: &Errand<'_>) -> Result<Option<usize>, NoBackend> {
+        if permit.endpoint().kind() != Kind::Manage {
+            return Ok(None);
+        }
+        match errand.named {
+            Some(name) => {
+                let found = self.backends.iter().position(|backend| backend.name == name);
+                found.map(Some).ok_or(NoBackend::UnknownName)
+            }
+            None if self.backends.len() == 1 => Ok(None),
+            None => self.manage.map(Some).ok_or(NoBackend::Unnamed),
+        }
+    }
+
+    fn candidates(&self, permit: &Permit, model: Option<&str>, errand: &Errand<'_>) -> Vec<Candidate> {
+        let any_read = errand.only_read && self.backends.iter().any(|backend| backend.catalogue.is_read());
+        let usable = self.backends.iter().filter(|backend| {
+            !errand.tried.contains(&backend.place)
+                && permit.model().is_none_or(|model| backend.may_serve(model))
+                && (!any_read || backend.catalogue.is_read())
+        });
+        usable
+            .map(|backend| Candidate {
+                place: backend.place,
+                has: model.map_or(Has::Held, |model| backend.catalogue.has(model)),
+                up: backend.is_up(),
+                full: model.is_some_and(|model| backend.running(model) >= backend.slots(model)),
+                tier: backend.tier,
+                in_flight: backend.in_flight(),
+                weight: backend.weight,
+            })
+            .collect()
     }
 }
 
 /// A backend in use, counted until dropped.
 pub struct Lease {
     backend: Arc<Backend>,
+    /// Canonical.
+    model: Option<String>,
+    reason: Reason,
 }
 
 impl Lease {
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
     }
+
+    /// Why it is this backend.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.backend.end(self.model.as_deref());
     }
 }

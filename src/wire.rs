@@ -10,6 +10,7 @@
 //! - [`whole`]: a reply that is not streamed, judged before it passes.
 //! - [`rewrite`]: bytes cut from or put into a request or a reply; everything else stays byte-exact.
 //! - [`list`]: the models in a list reply, filtered without touching what stays.
+//! - [`inventory`]: what a backend says of itself and its models, for the catalogue.
 //! - `native`, `openai`, `responses`, `anthropic`: a dialect is a file of field names, nothing else.
 
 /// Whose words a client speaks. It decides the shape of a refusal and the field names the meter looks for.
@@ -156,6 +157,7 @@ mod anthropic;
 pub mod ask;
 pub mod failure;
 pub mod frames;
+pub mod inventory;
 mod json;
 pub mod keep_alive;
 pub mod list;

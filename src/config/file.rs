@@ -62,6 +62,7 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
         &mut identity.ca_file,
         &mut identity.agents_file,
     ];
+    paths.extend(config.backend.iter_mut().flat_map(|backend| [&mut backend.bearer_file, &mut backend.ca_file]));
     for pem in [&mut identity.public_key, &mut identity.private_key] {
         if let Some(Pem::File(path)) = pem {
             paths.push(path);
@@ -89,6 +90,8 @@ fn unknown_key(table: &DeTable<'_>, known: &toml::Table, section: &str) -> Optio
                 key: key.get_ref().to_string(),
                 at: key.span().start,
             }),
+            // A table without keys of its own has names of models for keys.
+            (DeValue::Table(_), Some(toml::Value::Table(known))) if known.is_empty() => None,
             (DeValue::Table(table), Some(toml::Value::Table(known))) => unknown_key(table, known, &path),
             (DeValue::Array(tables), Some(toml::Value::Array(known))) => {
                 let known = known.first().and_then(toml::Value::as_table);

@@ -3,6 +3,7 @@
 //! A field whose name ends in `_ms` or `_s` in the file is a `Duration` here. An empty text in the file means *not
 //! set*.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,23 +66,63 @@ pub struct Backend {
     /// Without a port it is the scheme's own (80, 443), as RFC 3986 has it, not 11434.
     #[serde(deserialize_with = "BackendUrl::deserialize", serialize_with = "BackendUrl::serialize_redacted")]
     pub url: BackendUrl,
-    /// Its name in headers, records and metrics: letters, digits and `._-`. Empty: `ollama`. Never empty once loaded.
+    /// Its name in headers, records and metrics: letters, digits and `._-`, and no other backend's. Empty: `ollama`, or
+    /// `ollama-1`, `ollama-2` and so on where there are several. Never empty once loaded.
     #[serde(default, deserialize_with = "values::label")]
     pub name: String,
+    /// Its share of the work among backends that could do it equally well: one of weight 2 is given twice as much. Default 1.
+    /// Unitless, 1 to 1000.
+    #[serde(default = "one", deserialize_with = "values::whole::<_, _, 1, 1000>")]
+    pub weight: u32,
+    /// Backends of a higher tier are used only while those of the lower ones have no free slot or cannot be used. Default 0.
+    /// Unitless, 0 to 100.
+    #[serde(default, deserialize_with = "values::whole::<_, _, 0, 100>")]
+    pub tier: u32,
+    /// Requests for one model that it computes at once: what its `OLLAMA_NUM_PARALLEL` is, which no endpoint of Ollama's tells.
+    /// Default 1, as Ollama's. 1 to 1024.
+    #[serde(default = "one", deserialize_with = "values::whole::<_, _, 1, 1024>")]
+    pub slots: u32,
     /// Sent as `Authorization: Bearer` with every request. Default none. Variable `BEHAVRY_OLLAMA_API_KEY`.
     #[serde(default, deserialize_with = "values::bearer", serialize_with = "values::redacted")]
     pub bearer: Option<Secret>,
+    /// File with that bearer instead, of mode 0600, read at the start. Default none.
+    #[serde(default)]
+    pub bearer_file: PathBuf,
+    /// PEM file with the CAs that its certificate is verified with, instead of the machine's own. Default none.
+    #[serde(default)]
+    pub ca_file: PathBuf,
+    /// Models that it may serve, by name, in any of Ollama's spellings; a `*` at the end stands for any ending. Default none: all.
+    #[serde(default, deserialize_with = "values::model_patterns")]
+    pub models: Vec<String>,
+    /// `slots` of single models, such as embedding models, which Ollama never runs in parallel. Default none.
+    #[serde(default, deserialize_with = "values::model_slots")]
+    pub model_slots: BTreeMap<String, u32>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl Default for Backend {
     fn default() -> Backend {
         let url = BackendUrl::parse("http://localhost:11434").unwrap_or_else(|e| unreachable!("a literal URL: {e}"));
-        Backend { url, name: String::new(), bearer: None }
+        Backend {
+            url,
+            name: String::new(),
+            weight: 1,
+            tier: 0,
+            slots: 1,
+            bearer: None,
+            bearer_file: PathBuf::new(),
+            ca_file: PathBuf::new(),
+            models: Vec::new(),
+            model_slots: BTreeMap::new(),
+        }
     }
 }
 
 impl Backend {
-    /// The whole `Authorization` value for this backend, if it has one.
+    /// The whole `Authorization` value for this backend, if it has one, but for a bearer that stands in a file.
     pub fn authorization(&self) -> Option<Secret> {
         match (&self.bearer, self.url.userinfo()) {
             (Some(bearer), _) => Some(Secret::new(format!("Bearer {}", bearer.expose()))),
@@ -484,22 +525,40 @@ pub struct Egress {
     pub cloud_models: bool,
 }
 
-/// `[catalogue]`: what the proxy knows of a backend's models.
+/// `[fleet]`: how several backends are used as one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fleet {
+    /// Name of the backend that management (`/api/create`, `/api/delete`, blobs, ..) goes to where the request names none in
+    /// `x-behavry-backend`. Empty (default): such a request is refused, unless there is one backend only. What is created or deleted
+    /// on a machine that nobody named is a surprise.
+    #[serde(deserialize_with = "values::label")]
+    pub manage: String,
+}
+
+/// `[catalogue]`: what the proxy knows of the backends' models.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Catalogue {
-    /// How often the backend's list of models is read. Default 30 s; 0 never (models then have no names in metrics, and
-    /// stubs of cloud models are known by name only).
+    /// How often each backend's list of models is read. Default 30 s; 0 never, and nothing else of a backend either (models then
+    /// have no names in metrics, stubs of cloud models are known by name only, and any backend is taken to have any model).
     #[serde(
         rename = "refresh_s",
         deserialize_with = "values::seconds::<_, 0, 86_400>",
         serialize_with = "values::as_seconds"
     )]
     pub refresh: Duration,
+    /// How often each backend is asked which models are loaded. Default 5 s: a model is unloaded after minutes.
+    #[serde(
+        rename = "loaded_s",
+        deserialize_with = "values::seconds::<_, 1, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub loaded: Duration,
 }
 
 impl Default for Catalogue {
     fn default() -> Catalogue {
-        Catalogue { refresh: Duration::from_secs(30) }
+        Catalogue { refresh: Duration::from_secs(30), loaded: Duration::from_secs(5) }
     }
 }

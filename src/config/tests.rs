@@ -382,13 +382,63 @@ fn a_user_in_the_url_becomes_basic_credentials() {
 }
 
 #[test]
-fn several_backends_are_understood_and_refused_for_now() {
-    let e = refused(&[("BEHAVRY_OLLAMA_URL", "http://a:1, http://b:2")]);
-    assert_eq!(
-        e,
-        "backend: 2 backends are given, and this version serves exactly one; leave one URL in BEHAVRY_OLLAMA_URL, --backend or [[backend]]"
-    );
+fn several_backends_are_urls_with_commas_or_tables() {
+    let config = env(&[("BEHAVRY_OLLAMA_URL", "http://a:1, https://b:2")]).unwrap();
+    let names: Vec<&str> = config.backend.iter().map(|backend| backend.name.as_str()).collect();
+    assert_eq!(names, ["ollama-1", "ollama-2"]);
+    assert_eq!((config.backend[0].url.port(), config.backend[1].url.is_tls()), (1, true));
     assert!(refused(&[("BEHAVRY_OLLAMA_URL", "http://a:1,")]).starts_with("BEHAVRY_OLLAMA_URL: the URL"));
+    let many = vec!["http://a"; 257].join(",");
+    assert!(refused(&[("BEHAVRY_OLLAMA_URL", &many)]).starts_with("backend: 257 backends are given, and 1 to 256"));
+
+    let tables = "[fleet]\nmanage = \"big\"\n[[backend]]\nurl = \"https://a\"\nname = \"big\"\nweight = 2\nslots = 4\n\
+        bearer_file = \"key\"\nca_file = \"ca.pem\"\nmodels = [\"llama3.2\", \"qwen3:*\", \"*\"]\nmodel_slots = { \"llama3.2:1b\" = 8 }\n\
+        [[backend]]\nurl = \"http://b\"\ntier = 1\nbearer = \"own\"\n[[backend]]\nurl = \"http://c\"";
+    let folder = Folder::new();
+    let file = folder.write("proxy.toml", tables);
+    let config = env(&[("BEHAVRY_CONFIG", file.to_str().unwrap()), ("BEHAVRY_OLLAMA_API_KEY", "shared")]).unwrap();
+    let [big, second, third] = &config.backend[..] else { panic!("three tables") };
+    assert_eq!((big.weight, big.tier, big.slots, big.model_slots["llama3.2:1b"]), (2, 0, 4, 8));
+    assert_eq!(big.bearer_file, file.with_file_name("key"), "relative to the file");
+    assert_eq!(big.ca_file, file.with_file_name("ca.pem"));
+    assert_eq!((second.name.as_str(), second.tier, second.weight, second.slots), ("ollama-2", 1, 1, 1));
+    let bearers = config.backend.iter().map(|backend| backend.authorization().map(|a| a.expose().to_owned()));
+    let wanted = [None, Some("Bearer own".to_owned()), Some("Bearer shared".to_owned())];
+    assert_eq!(bearers.collect::<Vec<_>>(), wanted, "each keeps its own credential");
+    assert_eq!(third.name, "ollama-3");
+}
+
+#[test]
+fn backends_at_odds_are_refused_with_their_keys() {
+    for (tables, keys) in [
+        (
+            "[[backend]]\nurl = \"http://a\"\nname = \"x\"\n[[backend]]\nurl = \"http://b\"\nname = \"x\"",
+            "backend.name",
+        ),
+        ("[[backend]]\nurl = \"http://a\"\nname = \"ollama-2\"\n[[backend]]\nurl = \"http://b\"", "backend.name"),
+        ("[[backend]]\nurl = \"http://a\"\nca_file = \"ca.pem\"", "backend.ca_file, backend.url"),
+        ("[[backend]]\nurl = \"http://a\"\nbearer = \"k\"\nbearer_file = \"k\"", "backend.bearer, backend.bearer_file"),
+        ("[[backend]]\nurl = \"http://u:p@a\"\nbearer_file = \"k\"", "backend.bearer_file, backend.url"),
+        ("[fleet]\nmanage = \"y\"\n[[backend]]\nurl = \"http://a\"\nname = \"x\"", "fleet.manage"),
+    ] {
+        let folder = Folder::new();
+        let file = folder.write("proxy.toml", tables);
+        let e = env(&[("BEHAVRY_CONFIG", file.to_str().unwrap())]).expect_err(tables);
+        assert_eq!(e.place, keys, "{e}");
+    }
+    for (line, words) in [
+        ("models = [\"a b\"]", "backend.models: \"a b\" is no model's name"),
+        ("models = [\"\"]", "is no model's name"),
+        (
+            "model_slots = { \"a\" = 0 }",
+            "backend.model_slots: \"a\" = 0; write a model's name and a whole number from 1 to 1024",
+        ),
+        ("slots = 0", "backend.slots: found 0; write a whole number from 1 to 1024"),
+        ("weight = 1001", "backend.weight: found 1001"),
+    ] {
+        let e = error(&format!("[[backend]]\nurl = \"http://a\"\n{line}"));
+        assert!(e.contains(words), "{e}");
+    }
 }
 
 #[test]
@@ -496,11 +546,22 @@ hosts = []
 [[backend]]
 url = "https://(redacted)@gpu.example"
 name = "ollama"
+weight = 1
+tier = 0
+slots = 1
 bearer = ""
+bearer_file = ""
+ca_file = ""
+models = []
+
+[backend.model_slots]
 
 [backend_timeouts]
 connect_ms = 5000
 silence_s = 300
+
+[fleet]
+manage = ""
 
 [limits]
 body_bytes = 67108864
@@ -586,6 +647,7 @@ cloud_models = false
 
 [catalogue]
 refresh_s = 30
+loaded_s = 5
 "#;
     assert_eq!(config.effective(), expected);
 }

@@ -3,6 +3,7 @@
 //! An error here has the form `what was found; what to do`. Values that may hold a secret (keys, URLs) are never
 //! quoted.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +20,11 @@ pub struct Secret(String);
 impl Secret {
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
+    }
+
+    /// The `Authorization` value with this bearer, which must be one that a header can carry.
+    pub fn bearer(bearer: &str) -> Result<Secret, String> {
+        parse_bearer(bearer).map(|bearer| Secret::new(format!("Bearer {}", bearer.0)))
     }
 
     pub fn expose(&self) -> &str {
@@ -276,6 +282,39 @@ pub(super) fn pem_file<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Pem>, D
         return Err(D::Error::custom("this is a key, not a path; keep the key in a file of its own and name it here"));
     }
     Ok((!text.is_empty()).then(|| Pem::File(text.into())))
+}
+
+/// Names of models, each perhaps with a `*` at its end. What they mean is read where models are known.
+pub(super) fn model_patterns<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let patterns = Vec::<String>::deserialize(d)?;
+    match patterns
+        .iter()
+        .find(|pattern| !is_model_like(pattern.strip_suffix('*').unwrap_or(pattern), pattern.len() == 1))
+    {
+        Some(bad) => {
+            Err(D::Error::custom(format!("{} is no model's name; write one like llama3.2:3b or qwen3*", quoted(bad))))
+        }
+        None => Ok(patterns),
+    }
+}
+
+/// Slots by the names of models.
+pub(super) fn model_slots<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, u32>, D::Error> {
+    let slots = BTreeMap::<String, u32>::deserialize(d)?;
+    for (model, slots) in &slots {
+        if !is_model_like(model, false) || !(1..=1024).contains(slots) {
+            let e = format!("{} = {slots}; write a model's name and a whole number from 1 to 1024", quoted(model));
+            return Err(D::Error::custom(e));
+        }
+    }
+    Ok(slots)
+}
+
+/// The characters of Ollama's names; `*` alone stands before nothing.
+fn is_model_like(text: &str, may_be_empty: bool) -> bool {
+    (may_be_empty || !text.is_empty())
+        && text.len() <= 600
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:/".contains(&b))
 }
 
 /// A whole number within bounds, as any unsigned type.

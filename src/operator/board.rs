@@ -71,14 +71,21 @@ impl Board {
     }
 
     fn backends_now(&self) -> Value {
-        let backends = self.site.pool.backends().iter().map(|backend| {
+        let backends = self.site.pool.fleet().into_iter().map(|(backend, known)| {
             let (models, of) = backend.catalogue.names(MODELS);
+            let mut loaded: Vec<&String> = known.loaded.keys().collect();
+            loaded.sort_unstable();
+            loaded.truncate(MODELS);
             json!({
                 "name": backend.name,
                 "url": backend.url.to_string(),
+                "tier": backend.tier,
+                "weight": backend.weight,
                 "up": backend.is_up(),
-                "models": backend.catalogue.is_read().then_some(models),
+                "version": known.version,
+                "models": known.models_read.is_some().then_some(models),
                 "models_in_all": of,
+                "loaded": loaded,
             })
         });
         backends.collect()

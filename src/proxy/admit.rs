@@ -16,9 +16,11 @@ use crate::live::progress::Facts as Progress;
 use crate::policy::{self, Denial, DenialKind, Facts};
 use crate::refusal::Refusal;
 use crate::route::{self, Route};
+use crate::upstream::placement::Has;
+use crate::upstream::{Backend, Errand, NoBackend};
 use crate::wire::ask::{self, AskError};
 use crate::wire::rewrite::{Assignment, settings};
-use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Kind, Source, model, rewrite};
+use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Kind, ModelRef, Source, model, rewrite};
 
 /// What `request_filter` has come to.
 pub enum Admitted {
@@ -89,6 +91,9 @@ impl Gateway {
         self.refuse_egress(exchange)?;
         if endpoint.kind() == Kind::List {
             return self.answer_list(endpoint, session, exchange).await;
+        }
+        if endpoint.kind() == Kind::Manage {
+            exchange.named_backend = named_backend(session)?;
         }
         self.authorize(endpoint, exchange)?;
         self.know_models(exchange).await?;
@@ -228,14 +233,10 @@ impl Gateway {
     /// What would leave the house, whoever asks: cloud models by name or by stub, and tools that Ollama runs on the internet.
     fn refuse_egress(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
         let Some(ask) = &exchange.ask else { return Ok(()) };
-        let is_cloud = |model: &crate::wire::ModelRef| {
-            model.source == Source::Cloud
-                || self
-                    .site
-                    .pool
-                    .backends()
-                    .iter()
-                    .any(|backend| backend.catalogue.source(model) == Some(Source::Cloud))
+        let is_cloud = |model: &ModelRef| {
+            let canonical = model.canonical();
+            let on = |backend: &Arc<Backend>| backend.catalogue.source(&canonical) == Some(Source::Cloud);
+            model.source == Source::Cloud || self.site.pool.backends().iter().any(on)
         };
         // Where others may run in its place the name itself is not sent, and may be anything; of the others the local ones are left.
         let asked = ask.model.iter().filter(|_| exchange.targets.is_empty());
@@ -257,17 +258,25 @@ impl Gateway {
     /// Just after the start the lists of models may not have been read yet, and a stub of a cloud model would pass as a local one:
     /// the first requests wait for them. Behind the policy, because a request that is refused opens no connection.
     async fn know_models(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
-        let unread = self.site.pool.backends().iter().filter(|backend| !backend.catalogue.is_read());
         if !self.site.catalogue || self.site.cloud_models {
             return Ok(());
         }
-        let mut was_unread = false;
-        for backend in unread {
-            was_unread = true;
-            // A backend that cannot be reached now cannot be reached by this request either, and it will be told so.
-            let _ = backend.catalogue.refresh(backend, &self.site.client, &self.site.ledger.metrics).await;
+        let backends = self.site.pool.backends();
+        let none_read = !backends.iter().any(|backend| backend.catalogue.is_read());
+        let asked = exchange.ask.as_ref().and_then(|ask| ask.model.as_ref());
+        let is_held = |model: &ModelRef| {
+            let canonical = model.canonical();
+            backends.iter().any(|backend| matches!(backend.catalogue.has(&canonical), Has::Held | Has::Loaded))
+        };
+        if !none_read && (asked.is_none_or(is_held) || exchange.targets.iter().any(is_held)) {
+            return Ok(()); // whoever was not read is not used
         }
-        if was_unread { self.refuse_egress(exchange) } else { Ok(()) }
+        // A backend that did not answer delays nobody a second time while others do.
+        let unread = backends.iter().filter(|b| !b.catalogue.is_read() && (none_read || !b.catalogue.was_tried()));
+        // One that cannot be reached now cannot be reached by this request either, and it will be told so.
+        let read = unread.map(|b| b.catalogue.read_first(b, &self.site.client, &self.site.ledger.metrics));
+        let read = futures::future::join_all(read).await;
+        if read.is_empty() { Ok(()) } else { self.refuse_egress(exchange) }
     }
 
     /// What may run in the place of the model that is asked for: aliases and fallbacks, but not where models are managed.
@@ -356,8 +365,22 @@ impl Gateway {
         let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
             return Err(Refusal::internal_error()); // the order of the steps has been broken
         };
-        exchange.lease = Some(self.site.pool.lease(permit, receipt));
-        Ok(())
+        let errand = Errand {
+            named: exchange.named_backend.as_deref(),
+            tried: &[],
+            only_read: self.site.catalogue && !self.site.cloud_models,
+        };
+        match self.site.pool.lease(permit, receipt, &errand) {
+            Ok(lease) => {
+                exchange.lease = Some(lease);
+                Ok(())
+            }
+            Err(NoBackend::NoneLeft) => Err(Refusal::no_backend()),
+            Err(NoBackend::Unnamed | NoBackend::UnknownName) => {
+                let names = self.site.pool.backends().iter().map(|backend| backend.name.as_str());
+                Err(Refusal::which_backend(&names.collect::<Vec<_>>()))
+            }
+        }
     }
 }
 
@@ -371,6 +394,16 @@ fn by_credential(session: &Session, exchange: &Exchange) -> std::result::Result<
         query: exchange.query.as_deref(),
     };
     identity::identify(&snapshot.verifier, snapshot.agents.keyring(), &asked, now_s())
+}
+
+/// The backend that a request of management is for, as its header says.
+fn named_backend(session: &Session) -> std::result::Result<Option<String>, Refusal> {
+    let mut named = session.req_header().headers.get_all("x-behavry-backend").iter();
+    match (named.next(), named.next()) {
+        (None, _) => Ok(None),
+        (Some(name), None) => Ok(Some(name.to_str().unwrap_or_default().to_owned())), // no backend has such a name
+        (Some(_), Some(_)) => Err(Refusal::bad_framing("x-behavry-backend comes twice")),
+    }
 }
 
 /// What those who watch see of the exchange from now on.

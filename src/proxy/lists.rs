@@ -14,7 +14,7 @@ use super::answer::{answer, json_head};
 use crate::door::Ticket;
 use crate::refusal::Refusal;
 use crate::upstream::catalogue;
-use crate::upstream::client::{ClientError, Reply};
+use crate::upstream::client::{Call, ClientError, Reply};
 use crate::wire::{Endpoint, list};
 
 /// Models decided before other requests get a turn: policy is synchronous, and a list may have 2,000 models by 8 roles.
@@ -99,10 +99,16 @@ impl Gateway {
         let target = target.clone();
         exchange.attempts += 1;
         exchange.dispatched = Some(Instant::now());
-        let client = &self.site.client;
-        let query = exchange.query.as_deref();
-        let limit = self.site.list_bytes;
-        let reply = client.get(&backend, &target, query, &exchange.request_id, limit, self.site.silence).await;
+        let call = Call {
+            method: Method::GET,
+            target: &target,
+            query: exchange.query.as_deref(),
+            body: None,
+            request_id: &exchange.request_id,
+            limit_bytes: self.site.list_bytes,
+            within: self.site.silence,
+        };
+        let reply = self.site.client.call(&backend, &call).await;
         let metrics = &self.site.ledger.metrics;
         match reply {
             Ok(reply) => {

@@ -64,6 +64,9 @@ impl Gateway {
             && head.status == 200
         {
             exchange.meter = Some(Meter::new(endpoint, framing));
+            if let (Some(lease), Some(model)) = (&exchange.lease, exchange.canonical_model()) {
+                lease.backend().catalogue.note_loaded(&model);
+            }
             if framing == Framing::Json {
                 exchange.whole = Some(Whole::new(endpoint, self.site.held_reply_bytes));
                 exchange.link.hold_head();
@@ -97,7 +100,7 @@ impl Gateway {
         clean.insert_header("x-request-id", exchange.request_id.as_str())?;
         if let Some(lease) = &exchange.lease {
             clean.insert_header("x-behavry-backend", lease.backend().name.as_str())?;
-            // There is no queue in front of a single backend.
+            // There is no queue yet.
             clean.insert_header("x-behavry-queue-ms", "0")?;
         }
         if let Some(runs) = exchange.runs_instead() {

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::config::{self, Config, Pem, ServiceUrl};
+use crate::config::{self, Config, Pem, Secret, ServiceUrl};
 use crate::control_plane::ControlPlane;
 use crate::identity::agents::Agents;
 use crate::identity::issuer::DEFAULT_TTL_S;
@@ -26,6 +26,7 @@ use crate::policy::{self, Policy};
 use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
 use crate::sinks::{self, Receiver, SinkSettings, Syslog, Webhook};
 use crate::snapshot::Snapshot;
+use crate::upstream::{Backend, Pool};
 
 /// Everything from scratch: at the start.
 pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
@@ -395,6 +396,24 @@ pub fn sink_settings(config: &Config) -> SinkSettings {
         timeout: config.audit.sinks.timeout,
         retry_max: config.audit.sinks.retry_max,
     }
+}
+
+/// The backends.
+pub fn pool(config: &Config) -> Result<Pool, String> {
+    let backends = config.backend.iter().enumerate().map(|(place, configured)| {
+        let authorization = match is_set(&configured.bearer_file) {
+            true => {
+                let bearer = read_private(&configured.bearer_file)?;
+                let bearer = std::str::from_utf8(trimmed(&bearer)).unwrap_or_default();
+                Some(Secret::bearer(bearer).map_err(in_words(&configured.bearer_file.display().to_string()))?)
+            }
+            false => configured.authorization(),
+        };
+        Backend::new(place, configured, authorization, &config.backend_timeouts)
+    });
+    let backends = backends.collect::<Result<Vec<_>, String>>()?;
+    let manage = backends.iter().position(|backend| backend.name == config.fleet.manage);
+    Ok(Pool::new(backends, manage))
 }
 
 fn read_pem(pem: &Pem, what: &str) -> Result<Vec<u8>, String> {

@@ -16,6 +16,20 @@ pub struct Client {
     connector: Connector,
 }
 
+/// One request of our own.
+pub struct Call<'a> {
+    pub method: Method,
+    pub target: &'a str,
+    pub query: Option<&'a str>,
+    /// JSON.
+    pub body: Option<Bytes>,
+    pub request_id: &'a str,
+    /// Of the reply's body.
+    pub limit_bytes: usize,
+    /// For the reply to come whole.
+    pub within: Duration,
+}
+
 /// Why there is no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientError {
@@ -40,37 +54,22 @@ impl Default for Client {
 }
 
 impl Client {
-    /// A GET whose reply is held, up to `limit_bytes`, and has come whole within `within`.
-    pub async fn get(
-        &self,
-        backend: &Backend,
-        target: &str,
-        query: Option<&str>,
-        request_id: &str,
-        limit_bytes: usize,
-        within: Duration,
-    ) -> Result<Reply, ClientError> {
+    /// A request whose reply is held. Only what may be sent twice: on an old connection that turns out dead it is.
+    pub async fn call(&self, backend: &Backend, call: &Call<'_>) -> Result<Reply, ClientError> {
         let attempts = async {
             loop {
-                match self.attempt(backend, target, query, request_id, limit_bytes).await {
+                match self.attempt(backend, call).await {
                     // A pooled connection that the backend has closed meanwhile; the next one is another, or new.
                     Err((ClientError::Broken(_), true)) => continue,
                     result => return result.map_err(|(e, _)| e),
                 }
             }
         };
-        tokio::time::timeout(within, attempts).await.unwrap_or(Err(ClientError::Silent))
+        tokio::time::timeout(call.within, attempts).await.unwrap_or(Err(ClientError::Silent))
     }
 
     /// One attempt. On an error: whether another may be better, since the connection was an old one.
-    async fn attempt(
-        &self,
-        backend: &Backend,
-        target: &str,
-        query: Option<&str>,
-        request_id: &str,
-        limit_bytes: usize,
-    ) -> Result<Reply, (ClientError, bool)> {
+    async fn attempt(&self, backend: &Backend, call: &Call<'_>) -> Result<Reply, (ClientError, bool)> {
         let addresses = backend.addresses().await.map_err(|_| (ClientError::Unreachable, false))?;
         let mut connected = None;
         for address in addresses {
@@ -84,8 +83,15 @@ impl Client {
         let read = async {
             session.set_read_timeout(peer.options.read_timeout);
             session.set_write_timeout(peer.options.write_timeout);
-            let head = peer::build(&Method::GET, backend, target, query, request_id)?;
+            let mut head = peer::build(&call.method, backend, call.target, call.query, call.request_id)?;
+            if let Some(body) = &call.body {
+                head.insert_header(http::header::CONTENT_TYPE, "application/json")?;
+                head.insert_header(http::header::CONTENT_LENGTH, body.len())?;
+            }
             session.write_request_header(Box::new(head)).await?;
+            if let Some(body) = &call.body {
+                session.write_request_body(body.clone(), true).await?;
+            }
             session.finish_request_body().await?;
             loop {
                 session.read_response_header().await?;
@@ -105,9 +111,9 @@ impl Client {
         }
         let mut body = BytesMut::new();
         while let Some(bytes) = session.read_response_body().await.map_err(|e| (fault_of(&e), false))? {
-            if body.len() + bytes.len() > limit_bytes {
+            if body.len() + bytes.len() > call.limit_bytes {
                 session.shutdown().await;
-                return Err((ClientError::Broken("the reply is larger than limits.list_bytes"), false));
+                return Err((ClientError::Broken("the reply is too large"), false));
             }
             body.extend_from_slice(&bytes);
         }

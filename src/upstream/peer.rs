@@ -29,7 +29,10 @@ pub fn peer(backend: &Backend, address: SocketAddr) -> HttpPeer {
     let url = &backend.url;
     // With rustls an empty SNI together with a CA turns verification off (traps, Pingora 15); the configuration refuses empty hosts.
     let mut peer = HttpPeer::new(address, url.is_tls(), url.host().to_owned());
+    // Connections are pooled by address and name, and not by CA: what one backend's CA has verified is not another backend's.
+    peer.group_key = backend.place as u64;
     let options = &mut peer.options;
+    options.ca = backend.authorities.clone();
     // None of these has a default (traps, Pingora 3).
     options.connection_timeout = Some(backend.connect);
     options.total_connection_timeout = Some(backend.connect);

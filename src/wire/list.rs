@@ -65,6 +65,12 @@ pub fn names(endpoint: Endpoint, body: &[u8]) -> Result<Vec<ListedModel>, ListEr
     Ok(read(endpoint, body)?.entries.into_iter().filter_map(|entry| entry.model).collect())
 }
 
+/// As [`names`], each with the bytes of its entry.
+pub(super) fn entries(endpoint: Endpoint, body: &[u8]) -> Result<Vec<(ListedModel, &[u8])>, ListError> {
+    let entries = read(endpoint, body)?.entries.into_iter();
+    Ok(entries.filter_map(|entry| Some((entry.model?, &body[entry.place]))).collect())
+}
+
 struct List {
     /// Behind the bracket.
     open: usize,

@@ -273,7 +273,14 @@ async fn configuration_errors_are_78_with_the_place_and_the_remedy_and_change_no
         (vec![("BEHAVRY_JWT_PRIVATE_KEY", "  ".into())], &["BEHAVRY_JWT_PRIVATE_KEY", "set but empty"]),
         (vec![("BEHAVRY_LISTEN", "8000".into())], &["BEHAVRY_LISTEN"]),
         (vec![("BEHAVRY_OLLAMA_URL", "ftp://127.0.0.1".into())], &["BEHAVRY_OLLAMA_URL"]),
-        (vec![("BEHAVRY_OLLAMA_URL", "http://127.0.0.1:1,http://127.0.0.1:2".into())], &["exactly one"]),
+        (
+            vec![config("ca.toml", format!("[[backend]]\nurl = \"https://127.0.0.1:1\"\nca_file = \"{short}\"\n"))],
+            &["backend ollama: ca_file", "no certificate"],
+        ),
+        (
+            vec![config("model.toml", "[[backend]]\nurl = \"http://127.0.0.1:1\"\nmodels = [\"a/b/c/d\"]\n".into())],
+            &["backend ollama: models: \"a/b/c/d\""],
+        ),
         (vec![("BEHAVRY_JWT_PRIVATE_KEY", public)], &["public key"]),
         (
             vec![("BEHAVRY_CONFIG", dir.path().join("none.toml").display().to_string())],

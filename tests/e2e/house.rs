@@ -80,11 +80,14 @@ impl House {
             .env("BEHAVRY_LISTEN", "127.0.0.1:0")
             .env("BEHAVRY_OPERATOR_LISTEN", "127.0.0.1:0")
             .env("BEHAVRY_STATE_DIR", dir.path().join("state"))
-            .env("BEHAVRY_OLLAMA_URL", plan.backend.clone().unwrap_or_else(|| simulator.url()))
             .env("BEHAVRY_JWT_PRIVATE_KEY", String::from_utf8_lossy(KEY).as_ref())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // The variable would replace the tables.
+        if !plan.config.contains("[[backend]]") {
+            command.env("BEHAVRY_OLLAMA_URL", plan.backend.clone().unwrap_or_else(|| simulator.url()));
+        }
         if plan.no_key {
             command.env_remove("BEHAVRY_JWT_PRIVATE_KEY");
         }
@@ -334,6 +337,18 @@ pub async fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T
     let began = Instant::now();
     loop {
         if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "{what} did not come");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The same for a look that waits itself.
+pub async fn wait_until_async<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look().await {
             return found;
         }
         assert!(began.elapsed() < PATIENCE, "{what} did not come");

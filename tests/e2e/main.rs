@@ -21,6 +21,7 @@ mod commands;
 mod crashes;
 mod devices;
 mod door;
+mod fleet;
 mod governed;
 mod guesses;
 mod h2_client;

@@ -32,6 +32,7 @@ const MARKS: &[(&str, &str)] = &[
     ("run", "sh"),
     ("python", "python"),
     ("record", "json"),
+    ("check", "toml"),
     ("watch", "sh"),
     ("scrape", "yaml"), // tests/sdk/test_metrics.py
 ];
@@ -420,5 +421,26 @@ fn every_file_that_a_document_links_to_is_there() {
             let target = document.parent().expect("in a folder").join(link.split('#').next().unwrap_or_default());
             assert!(target.exists(), "{}: {link}", document.display());
         }
+    }
+}
+
+#[tokio::test]
+async fn the_readmes_settings_pass_the_check() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, private).expect("its mode");
+        path
+    };
+    write("internal-ca.pem", &crate::key_server::tls_for("localhost").0);
+    write("gpu-1.key", "sk-of-the-first");
+    for block in blocks(README).iter().filter(|block| block.mark.as_deref() == Some("check")) {
+        let file = write("proxy.toml", &block.text);
+        let mut check = crate::house::program(&["check"]);
+        check.env("BEHAVRY_CONFIG", file).env("BEHAVRY_STATE_DIR", folder.path().join("state"));
+        let ended = crate::house::run_to_end(check).await;
+        assert_eq!(ended.code, Some(0), "README.md:{}: {}", block.line, ended.stderr);
     }
 }
