@@ -328,6 +328,10 @@ impl CustomSession for Downstream {
         self.write_tasks(vec![HttpTask::Trailer(Some(Box::new(trailers)))]).await.map(|_| ())
     }
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        // The loop asks for these and for the cut in random order, and what is pushed is sent before the error frame.
+        if self.link.signal.take() {
+            return Err(cut_error());
+        }
         self.write_tasks(tasks).await
     }
     fn response_written(&self) -> Option<&ResponseHeader> {

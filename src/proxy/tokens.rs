@@ -32,8 +32,10 @@ use crate::site::Site;
 const BODY_BYTES: usize = 16 * 1024;
 /// They come in one packet, and a slow one holds a place.
 const BODY_IDLE: Duration = Duration::from_secs(5);
-/// Longest wait for a turn at argon2: twice what checking the secrets of all places takes on an idle core or two.
-const TURN: Duration = Duration::from_secs(20);
+/// Longest wait for a turn at argon2. Checking the secrets of all places takes ten seconds on an idle core or two, so this many are a
+/// machine that has a tenth of itself left for it, as one that runs models on its CPU: whoever can wait gets a token, late, instead of an
+/// error at once. Who cannot wait leaves, which frees the place.
+const TURN: Duration = Duration::from_secs(120);
 
 /// What the token endpoint says. No `Debug`: it may hold a token.
 struct TokenAnswer {

@@ -19,6 +19,10 @@ pub const AGENTS_LOOK: Duration = Duration::from_millis(500);
 
 /// Between two looks at the list of revocations: what is revoked is so within a second, also on a busy machine.
 pub const REVOCATIONS_LOOK: Duration = Duration::from_millis(250);
+const _: () = assert!(
+    REVOCATIONS_LOOK.as_millis() <= 500,
+    "two looks, and a list is taken back only by the second, fit into a second"
+);
 
 /// Between two looks at the proxy's own keys, for rotations that were not made through the control socket.
 pub const KEYS_LOOK: Duration = Duration::from_millis(250);

@@ -68,11 +68,16 @@ fn retry_after(reply: &Reply) -> u64 {
 #[tokio::test]
 async fn a_hundred_agents_behind_one_address_fetch_their_tokens_at_once() {
     let office = Office::with("").await;
-    let replies = futures::future::join_all((0..100).map(|_| office.right("worker", HERE))).await;
-    for reply in replies {
-        // None is slowed. A machine under load may not get through a hundred checks in time, and says so by another code.
-        let busy = reply.status == 503 && reply.code() == "queue_full" && reply.header("retry-after").is_some();
-        assert!(reply.status == 200 || busy, "{} {}", reply.status, reply.text());
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        let mut connection = Connection::open(office.house.public).await;
+        connection.send(&ask("worker", office.secret.expose())).await;
+        waiting.push(connection);
+    }
+    // Turns come in order: while a machine under load checks a hundred secrets, nobody waits long for the next token.
+    for mut connection in waiting {
+        let reply = connection.reply(false).await.expect("a reply");
+        assert_eq!(reply.status, 200, "{}", reply.text());
     }
     assert_eq!(office.turned_away("address_rate").await + office.turned_away("client_rate").await, 0);
     assert_eq!(office.turned_away("address_share").await, 0);

@@ -77,6 +77,12 @@ impl Hand {
         self.say(framed).await;
     }
 
+    /// The same where the proxy may have closed the connection.
+    pub async fn try_chunk(&mut self, bytes: &[u8]) {
+        let framed = [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+        let _ = timeout(PATIENCE, self.stream.write_all(&framed)).await.expect("in time");
+    }
+
     /// A whole reply in JSON.
     pub async fn answer(&mut self, status: &str, body: &str) {
         let head = format!(

@@ -7,8 +7,10 @@ use behavry_ollama_proxy::identity::issuer::Claims;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::client::{Connection, Reply, Request};
+use crate::h2_client::{self, Asked, H2};
 use crate::house::{Ended, House, KEY, PATIENCE, Plan, program, run_to_end, wait_until};
 use crate::puppet::{Hand, Puppet};
 
@@ -179,15 +181,69 @@ async fn what_runs_for_a_revoked_session_is_cut_in_its_dialect_and_others_go_on(
 }
 
 #[tokio::test]
+async fn a_stream_over_http_2_is_cut_with_an_error_and_its_connection_goes_on_for_others() {
+    let puppet = Puppet::listen().await;
+    let house = house(&puppet).await;
+    let h2 = H2::open(house.public).await;
+    let mut streams = Vec::new();
+    for session in ["doomed", "spared"] {
+        let request = Request::post("/api/chat", chat(true)).bearer(&token(&house, "agent", session)).id(session);
+        let Asked { reply, mut body } = h2.again().ask(&request, None).await;
+        h2_client::write(&mut body, request.body_bytes().into()).await;
+        let mut hand = puppet.accept().await;
+        hand.request().await;
+        hand.open_stream("application/x-ndjson").await;
+        hand.chunk(b"{\"message\":{\"content\":\"a\"},\"done\":false}\n").await;
+        let reply = timeout(PATIENCE, reply).await.expect("in time").expect("a reply");
+        assert_eq!(reply.status(), 200);
+        let mut parts = reply.into_body();
+        h2_client::next(&mut parts).await.expect("not the end").expect("the first record");
+        streams.push((parts, hand));
+    }
+    let [(doomed, doomed_hand), (spared, spared_hand)] = &mut streams[..] else { panic!("two streams") };
+    done(&house, &["token", "revoke", "--session", "doomed"]).await;
+    let mut rest = Vec::new();
+    while let Some(part) = h2_client::next(doomed).await {
+        rest.extend_from_slice(&part.expect("a clean end, and no reset"));
+    }
+    assert_eq!(String::from_utf8_lossy(&rest), format!("{{\"error\":\"{WORDS}\"}}\n"));
+    doomed_hand.closed().await; // the backend's work is cancelled
+    assert_eq!(house.final_of("doomed").await["extra"]["outcome"], "revoked");
+
+    spared_hand.chunk(b"{\"done\":true,\"done_reason\":\"stop\",\"prompt_eval_count\":3,\"eval_count\":2}\n").await;
+    spared_hand.say("0\r\n\r\n").await;
+    while let Some(part) = h2_client::next(spared).await {
+        part.expect("it goes on to its end");
+    }
+    assert_eq!(house.final_of("spared").await["extra"]["outcome"], "complete");
+    let again = Request::get("/api/version").bearer(&token(&house, "agent", "doomed"));
+    is_revoked(&h2.again().send(&again).await);
+}
+
+/// Told and in force are one: whoever has seen the command return has seen the end of what the session is told.
+#[tokio::test]
+async fn nothing_that_a_backend_says_after_the_command_has_returned_reaches_a_revoked_session() {
+    let puppet = Puppet::listen().await;
+    let house = house(&puppet).await;
+    for round in 0..10 {
+        let (session, id) = (format!("s-{round}"), format!("cut-{round}"));
+        let token = token(&house, "agent", &session);
+        let (mut client, mut hand) = running(&house, &puppet, "/api/chat", &token, &id).await;
+        done(&house, &["token", "revoke", "--session", &session]).await;
+        hand.try_chunk(b"{\"message\":{\"content\":\"too late\"},\"done\":false}\n").await;
+        assert_eq!(frame(&mut client).await, format!("{{\"error\":\"{WORDS}\"}}\n"), "round {round}");
+        assert_eq!(house.final_of(&id).await["extra"]["outcome"], "revoked");
+    }
+}
+
+#[tokio::test]
 async fn what_somebody_writes_into_the_list_is_in_force_for_requests_and_streams() {
     let puppet = Puppet::listen().await;
     let house = house(&puppet).await;
     let (old, other) = (token(&house, "worker", "w-1"), token(&house, "bystander", "b-1"));
     let (mut stream, _hand) = running(&house, &puppet, "/api/chat", &old, "stream").await;
-    let written = Instant::now();
     replace(&list(&house), &entry("agent", "worker"));
     assert_eq!(frame(&mut stream).await, format!("{{\"error\":\"{WORDS}\"}}\n"));
-    println!("from the rename to the error frame: {:?}", written.elapsed());
     is_revoked(&house.send(Request::post("/api/chat", chat(false)).bearer(&old)).await);
     let (_others, mut hand) = running(&house, &puppet, "/api/chat", &other, "others").await;
     hand.chunk(b"{\"message\":{\"content\":\"b\"},\"done\":false}\n").await;
