@@ -14,6 +14,7 @@
 
 mod audit;
 mod file;
+mod filters;
 pub mod models;
 pub mod sections;
 pub mod service_url;
@@ -27,10 +28,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use audit::{Audit, Durability, Start};
+pub use filters::{Egress, Filters, WebTools};
 pub use models::{Model, Setting, Span};
 pub use sections::{
-    Backend, BackendTimeouts, BuiltinErrors, Catalogue, Egress, Fleet, Identity, Limits, Operator, Policy, Routes,
-    Shutdown, Streaming,
+    Backend, BackendTimeouts, BuiltinErrors, Catalogue, Fleet, Identity, Limits, Operator, Policy, Routes, Shutdown,
+    Streaming,
 };
 pub use service_url::ServiceUrl;
 pub use syslog::{Facility, SyslogAddress};
@@ -77,6 +79,7 @@ pub struct Config {
     pub identity: Identity,
     pub policy: Policy,
     pub audit: Audit,
+    pub filters: Filters,
     pub streaming: Streaming,
     pub shutdown: Shutdown,
     pub egress: Egress,
@@ -212,6 +215,7 @@ impl Config {
             identity: Identity::default(),
             policy: Policy::default(),
             audit: Audit::default(),
+            filters: Filters::default(),
             streaming: Streaming::default(),
             shutdown: Shutdown::default(),
             egress: Egress::default(),

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::commands::Commands;
 use self::reload::{Reloader, Seen};
-use crate::config::{self, Config};
+use crate::config::{self, Config, WebTools};
 use crate::control;
 use crate::door::{Door, DoorSettings};
 use crate::identity::CAUSES;
@@ -190,8 +190,9 @@ pub fn site(
         blob_bytes: config.limits.blob_bytes,
         held_reply_bytes: config.limits.reply_buffer_bytes,
         list_bytes: config.limits.list_bytes,
-        include_usage: config.streaming.include_usage,
+        filters: assemble::filters(config),
         cloud_models: config.egress.cloud_models,
+        web_tools: config.egress.web_tools == WebTools::Allow,
         catalogue: !config.catalogue.refresh.is_zero(),
         silence: config.backend_timeouts.silence,
         token_places: Places::new(PlaceSettings::within(config.limits.in_flight)),

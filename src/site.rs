@@ -19,6 +19,7 @@ use crate::route::RouteSettings;
 use crate::snapshot::Snapshot;
 use crate::upstream::Pool;
 use crate::upstream::client::Client;
+use crate::wire::Filters;
 
 pub struct Site {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -42,10 +43,12 @@ pub struct Site {
     pub held_reply_bytes: usize,
     /// Largest list of a backend.
     pub list_bytes: usize,
-    /// Ask for the counts of `/v1` streams.
-    pub include_usage: bool,
+    /// What is changed in requests.
+    pub filters: Filters,
     /// Cloud models may pass.
     pub cloud_models: bool,
+    /// Web tools that no filter has cut may pass.
+    pub web_tools: bool,
     /// The backends' lists of models are read.
     pub catalogue: bool,
     /// How long a backend may be silent.

@@ -1,6 +1,7 @@
 //! What is on the wire: bytes in, facts out. Pure: nothing here does input or output, and nothing here knows Pingora.
 //!
 //! - [`ask`]: the facts of a request, read from its body by one strict reader for all dialects.
+//! - [`filter`]: what is changed in a request on the way, as a closed list.
 //! - [`keep_alive`]: how long a model stays loaded.
 //! - [`model`]: model names by Ollama's own rules.
 //! - [`frames`]: NDJSON lines and SSE events, found in a stream at any split of its bytes.
@@ -156,6 +157,7 @@ impl Endpoint {
 mod anthropic;
 pub mod ask;
 pub mod failure;
+pub mod filter;
 pub mod frames;
 pub mod inventory;
 mod json;
@@ -171,6 +173,7 @@ pub mod rewrite;
 pub mod whole;
 
 pub use ask::{Ask, AskError};
+pub use filter::{Filter, Filters};
 pub use frames::Framing;
 pub use meter::{Meter, Usage};
 pub use model::{ModelRef, NameError, Source};

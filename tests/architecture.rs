@@ -30,7 +30,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("sinks", &["config", "identity", "ledger", "outbound"]),
     ("upstream", &["config", "ledger", "policy", "wire"]),
     ("exchange", &["identity", "intake", "ledger", "live", "policy", "refusal", "route", "snapshot", "upstream", "wire"]),
-    ("site", &["control_plane", "identity", "intake", "ledger", "live", "models", "remote_keys", "route", "snapshot", "upstream"]),
+    ("site", &["control_plane", "identity", "intake", "ledger", "live", "models", "remote_keys", "route", "snapshot", "upstream", "wire"]),
     ("door", &["exchange", "live", "refusal", "site", "wire"]),
     ("operator", &["ledger", "site"]),
     ("proxy", &[
@@ -39,7 +39,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ]),
     ("server", &[
         "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "models", "operator", "outbound", "policy",
-        "proxy", "remote_keys", "route", "sinks", "site", "snapshot", "upstream",
+        "proxy", "remote_keys", "route", "sinks", "site", "snapshot", "upstream", "wire",
     ]),
     ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator", "wire"]),
     ("lib", &[]),

@@ -92,7 +92,8 @@ fn explain(request: Explain, config: &Config) -> Result<(), Failure> {
     };
     let mut ask = match (&request.body, endpoint.body()) {
         (Some(body), BodyRule::Json) => {
-            ask::read(endpoint, body.as_bytes()).map_err(|e| Failure::usage(e.to_string()))?
+            let read = ask::read_filtered(endpoint, body.as_bytes(), assemble::filters(config));
+            read.map_err(|e| Failure::usage(e.to_string()))?.ask
         }
         _ => Ask::default(),
     };

@@ -517,14 +517,6 @@ impl Default for Shutdown {
     }
 }
 
-/// `[egress]`: what may leave the premises.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Egress {
-    /// Let requests for Ollama's cloud models pass, if the policy does. Default false.
-    pub cloud_models: bool,
-}
-
 /// `[fleet]`: how several backends are used as one.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

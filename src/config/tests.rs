@@ -635,6 +635,16 @@ ca_file = ""
 address = ""
 facility = "authpriv"
 
+[filters]
+model_prefix = true
+prompt_cache_key = true
+verbosity = true
+store = true
+service_tier = true
+cache_control = true
+user = true
+max_completion_tokens = true
+
 [streaming]
 include_usage = true
 cancel_grace_ms = 50
@@ -644,6 +654,7 @@ drain_s = 30
 
 [egress]
 cloud_models = false
+web_tools = "cut"
 
 [catalogue]
 refresh_s = 30

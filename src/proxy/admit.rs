@@ -19,8 +19,8 @@ use crate::route::{self, Route};
 use crate::upstream::placement::Has;
 use crate::upstream::{Backend, Errand, NoBackend};
 use crate::wire::ask::{self, AskError};
-use crate::wire::rewrite::{Assignment, settings};
-use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Kind, ModelRef, Source, model, rewrite};
+use crate::wire::rewrite::{Assignment, UsageHider, settings};
+use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Filter, Kind, ModelRef, Source, model, rewrite};
 
 /// What `request_filter` has come to.
 pub enum Admitted {
@@ -190,14 +190,15 @@ impl Gateway {
                 let (body, held) = read.map_err(|unread| refuse_unread(exchange, unread))?;
                 exchange.waited_for_body = reading.elapsed();
                 exchange.held = Some(held);
-                let ask = ask::read(endpoint, &body).map_err(|e| match e {
-                    AskError::Ambiguous(what) => Refusal::ambiguous_body(what),
-                    AskError::Invalid(what) => Refusal::invalid_body(what),
-                })?;
-                let body = self.ask_for_usage(endpoint, &ask, body, exchange);
+                let read = ask::read_filtered(endpoint, &body, self.site.filters).map_err(refuse_unreadable)?;
+                exchange.filters.extend(read.fired.iter().map(Filter::as_str));
+                if read.fired.has(Filter::IncludeUsage) {
+                    exchange.hider = Some(UsageHider::new(endpoint));
+                }
+                let body = if read.edits.is_empty() { body } else { read.edits.apply(&body).into() };
                 exchange.body_bytes = body.len();
                 exchange.link.replay(body);
-                ask
+                read.ask
             }
         };
         if let Some(name) = model_in_path {
@@ -206,28 +207,6 @@ impl Gateway {
         }
         exchange.ask = Some(ask);
         Ok(())
-    }
-
-    /// OpenAI streams carry no counts unless asked (ollama-wire, section 0.1): asked here, and hidden from a client that did not.
-    fn ask_for_usage(
-        &self,
-        endpoint: Endpoint,
-        ask: &Ask,
-        body: bytes::Bytes,
-        exchange: &mut Exchange,
-    ) -> bytes::Bytes {
-        let streams = matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) && ask.stream == Some(true);
-        if !streams || ask.wants_usage || !self.site.include_usage {
-            return body;
-        }
-        match rewrite::include_usage(&body) {
-            Some(rewritten) => {
-                exchange.filters.push("include_usage");
-                exchange.hider = Some(rewrite::UsageHider::new(endpoint));
-                rewritten.into()
-            }
-            None => body,
-        }
     }
 
     /// What would leave the house, whoever asks: cloud models by name or by stub, and tools that Ollama runs on the internet.
@@ -247,7 +226,7 @@ impl Gateway {
         if !self.site.cloud_models {
             exchange.targets.retain(|target| !is_cloud(target));
         }
-        if ask.has_web_tools {
+        if ask.has_web_tools && !self.site.web_tools {
             return Err(Refusal::egress_denied(
                 "Ollama would run the request's web tools on the internet; leave them out",
             ));
@@ -442,6 +421,15 @@ pub(super) fn facts<'a>(endpoint: Endpoint, exchange: &'a Exchange) -> std::resu
         source_ip: exchange.source_ip,
         now: jiff::Timestamp::now(),
     })
+}
+
+/// Words the refusal of a body whose facts could not be read.
+fn refuse_unreadable(e: AskError) -> Refusal {
+    match e {
+        AskError::Ambiguous(what) => Refusal::ambiguous_body(what),
+        AskError::Invalid(what) => Refusal::invalid_body(what),
+        AskError::Unsupported(name) => Refusal::unsupported_parameter(name),
+    }
 }
 
 /// Notes a client that left during its upload, and words the refusal: it may have closed its sending side only, and still read.

@@ -27,6 +27,7 @@ use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
 use crate::sinks::{self, Receiver, SinkSettings, Syslog, Webhook};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Backend, Pool};
+use crate::wire::{Filter, Filters};
 
 /// Everything from scratch: at the start.
 pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
@@ -130,6 +131,26 @@ pub fn keys_fingerprint(config: &Config) -> [Option<FileFingerprint>; 2] {
     }
     let state_dir = &config.state_dir;
     [own_keys::signing_key_path(state_dir), own_keys::folder_path(state_dir)].map(|path| FileFingerprint::of(&path))
+}
+
+/// What is changed in requests.
+pub fn filters(config: &Config) -> Filters {
+    let on = |filter: &Filter| {
+        let set = &config.filters;
+        match filter {
+            Filter::ModelPrefix => set.model_prefix,
+            Filter::PromptCacheKey => set.prompt_cache_key,
+            Filter::Verbosity => set.verbosity,
+            Filter::Store => set.store,
+            Filter::ServiceTier => set.service_tier,
+            Filter::CacheControl => set.cache_control,
+            Filter::User => set.user,
+            Filter::MaxCompletionTokens => set.max_completion_tokens,
+            Filter::IncludeUsage => config.streaming.include_usage,
+            Filter::WebTools => config.egress.web_tools == config::WebTools::Cut,
+        }
+    };
+    Filter::ALL.into_iter().filter(on).collect()
 }
 
 pub fn policy_settings(config: &Config) -> policy::Settings {

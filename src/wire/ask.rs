@@ -6,10 +6,20 @@
 //! to all. What is refused beyond RFC 8259: duplicate keys after Go's folding, and known keys that are not spelled exactly (other
 //! case, `ſ`, escapes). Both hold where facts are read: at the top, in `messages[]`, `input[]`, `tools[]`, `options` and
 //! `stream_options`. In `options` Go compares keys exactly, so there another case is merely an unknown option.
-use super::json::{MAX_MEMBERS, Malformed, Reader, Shape, Text, fold};
-use super::{BodyRule, Dialect, Endpoint, Kind, ModelRef, anthropic, model, native, openai, responses};
-use std::borrow::Cow;
+//!
+//! The filters of [`super::filter`] work in the same pass: what they cut or replace is noted while it is read, and the facts are
+//! those of the body that is sent.
 use std::fmt;
+use std::ops::Range;
+
+use super::filter::{Filter, Filters};
+use super::json::{Malformed, Reader, Shape};
+use super::rewrite::edit::{Edits, Fate, Siblings};
+use super::{BodyRule, Dialect, Endpoint, Kind, ModelRef, anthropic, native, openai, responses};
+use keys::{Keys, judged_object};
+
+mod keys;
+mod values;
 
 /// What a request asks for. Facts only: no prompt, no message, no text of the caller but names that fit a grammar.
 /// `None` means that the endpoint has no such fact, or that the body does not say.
@@ -41,12 +51,16 @@ pub enum AskError {
     Ambiguous(String),
     /// No JSON object, or a member that is not of its type: `invalid_body`.
     Invalid(String),
+    /// A member that Ollama would pass over in silence, although the answer without it is another: `unsupported_parameter`. The
+    /// text is its name.
+    Unsupported(String),
 }
 
 impl fmt::Display for AskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AskError::Ambiguous(text) | AskError::Invalid(text) => f.write_str(text),
+            AskError::Unsupported(name) => write!(f, "`{name}` is not supported"),
         }
     }
 }
@@ -59,12 +73,26 @@ impl From<Malformed> for AskError {
     }
 }
 
-/// Reads the facts of a request of `endpoint`. Endpoints without a JSON body have none.
+/// What was read of a body, and what has to be done to it.
+pub struct Filtered {
+    /// The facts of the body with its edits.
+    pub ask: Ask,
+    pub edits: Edits,
+    /// The filters that found something to do.
+    pub fired: Filters,
+}
+
+/// Reads the facts of a request of `endpoint` that is sent as it is. Endpoints without a JSON body have none.
 ///
 /// The cost is one pass over the bytes; nothing is copied but names and escaped keys.
 pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<Ask, AskError> {
+    Ok(read_filtered(endpoint, body, Filters::NONE)?.ask)
+}
+
+/// As [`read`], with the edits that the filters `on` make.
+pub fn read_filtered(endpoint: Endpoint, body: &[u8], on: Filters) -> Result<Filtered, AskError> {
     if endpoint.body() != BodyRule::Json {
-        return Ok(Ask::default());
+        return Ok(Filtered { ask: Ask::default(), edits: Edits::default(), fired: Filters::NONE });
     }
     let mut reader = Reader::new(body)?;
     reader.space();
@@ -74,14 +102,22 @@ pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<Ask, AskError> {
     if reader.shape()? != Shape::Object {
         return Err(AskError::Invalid("the body must be one JSON object".to_owned()));
     }
-    let mut seen = Seen::default();
-    let mut keys = Keys::new("the body", request_fields(endpoint));
-    reader.object(|reader, key| match keys.judge(key)? {
-        Some(name) => seen.member(endpoint, name, reader),
-        None => Ok(reader.skip()?),
+    let mut seen = Seen::new(endpoint, on);
+    let mut keys = Keys::new("the body", request_fields(endpoint), Filter::members(endpoint));
+    let mut siblings = Siblings::new(reader.at() + 1);
+    reader.object(|reader, key| {
+        let fate = match keys.judge(key)? {
+            Some(name) => seen.member(name, key.range(), reader)?,
+            None => passed_over(reader)?,
+        };
+        siblings.tell(key.range().start..reader.at(), fate, &mut seen.edits);
+        Ok::<(), AskError>(())
     })?;
     reader.end()?;
-    seen.into_ask(endpoint)
+    let added = seen.ask_for_usage();
+    siblings.close(added, &mut seen.edits);
+    seen.free_the_choice();
+    seen.finish()
 }
 
 fn request_fields(endpoint: Endpoint) -> &'static [&'static str] {
@@ -93,9 +129,12 @@ fn request_fields(endpoint: Endpoint) -> &'static [&'static str] {
     }
 }
 
-/// What was found in a body, before defaults.
-#[derive(Default)]
+/// What was found in a body, before defaults, and what is to change in it.
 struct Seen {
+    endpoint: Endpoint,
+    on: Filters,
+    fired: Filters,
+    edits: Edits,
     model: Option<ModelRef>,
     /// The older key of show, pull, push, create and delete.
     name: Option<ModelRef>,
@@ -107,63 +146,196 @@ struct Seen {
     keep_alive: Option<serde_json::Value>,
     num_ctx: Option<i64>,
     num_predict: Option<i64>,
+    cap: Option<Cap>,
     wants_usage: bool,
+    usage: UsagePlace,
     web_tools: bool,
+    /// Names and types of the web tools that are cut.
+    cut_tools: Vec<String>,
+    choice: Option<Choice>,
+}
+
+/// Where the longest answer was told: by the older member or the newer.
+struct Cap {
+    value: Range<usize>,
+    newer: bool,
+}
+
+/// Where a stream is asked for its counts.
+#[derive(Default)]
+enum UsagePlace {
+    #[default]
+    Missing,
+    /// `stream_options` is null.
+    Null(Range<usize>),
+    /// It is an object; `open` is behind its bracket.
+    Object { open: usize, empty: bool },
+    /// The value of `include_usage`.
+    Flag(Range<usize>),
+}
+
+/// A `tool_choice` that names a tool.
+struct Choice {
+    value: Range<usize>,
+    tool: String,
 }
 
 impl Seen {
+    fn new(endpoint: Endpoint, on: Filters) -> Seen {
+        Seen {
+            endpoint,
+            on,
+            fired: Filters::NONE,
+            edits: Edits::default(),
+            model: None,
+            name: None,
+            others: Vec::new(),
+            stream: None,
+            system: false,
+            tools: false,
+            count: 0,
+            keep_alive: None,
+            num_ctx: None,
+            num_predict: None,
+            cap: None,
+            wants_usage: false,
+            usage: UsagePlace::Missing,
+            web_tools: false,
+            cut_tools: Vec::new(),
+            choice: None,
+        }
+    }
+
     /// Reads one member of the body. Members that are facts of another endpoint are passed over.
-    fn member(&mut self, endpoint: Endpoint, name: &'static str, reader: &mut Reader<'_>) -> Result<(), AskError> {
+    fn member(&mut self, name: &'static str, key: Range<usize>, reader: &mut Reader<'_>) -> Result<Fate, AskError> {
         use Endpoint::*;
-        match (name, endpoint) {
-            ("model", endpoint) if endpoint != Copy => self.model = model_name(reader, name)?,
-            ("name", Show | Pull | Push | Create | Delete) => self.name = model_name(reader, name)?,
-            ("source", Copy) => self.model = model_name(reader, name)?,
-            ("destination", Copy) | ("from", Create) => self.others.extend(model_name(reader, name)?),
+        match (name, self.endpoint) {
+            ("model", endpoint) if endpoint != Copy => self.model = self.model_name(reader, name)?,
+            ("name", Show | Pull | Push | Create | Delete) => self.name = values::model_name(reader, name)?,
+            ("source", Copy) => self.model = values::model_name(reader, name)?,
+            ("destination", Copy) | ("from", Create) => self.others.extend(values::model_name(reader, name)?),
             (
                 "stream",
                 Chat | Generate | ChatCompletions | Completions | Responses | Messages | Pull | Push | Create,
             ) => {
-                self.stream = flag(reader, name)?;
+                self.stream = values::flag(reader, name)?;
             }
-            ("messages", Chat | ChatCompletions | Messages) => self.messages(endpoint, reader)?,
+            ("messages", Chat | ChatCompletions | Messages) => self.messages(reader)?,
             ("input", Responses) => self.items(reader)?,
             ("input", Embed | OpenAiEmbeddings) | ("prompt", Generate | Embeddings | Completions) => {
-                self.count = inputs(reader)?;
+                self.count = values::inputs(reader)?;
             }
             ("instructions", Responses) | ("system", Generate) => {
-                self.system |= text(reader, name)?.is_some_and(|text| !text.is_empty());
+                self.system |= values::text(reader, name)?.is_some_and(|text| !text.is_empty());
             }
-            ("system", Messages) => self.system |= text_or_list(reader, name)?,
-            ("tools", endpoint) if endpoint.kind() == Kind::Infer => self.tools(endpoint, reader)?,
+            ("system", Messages) => self.system |= values::text_or_list(reader, name)?,
+            ("tools", endpoint) if endpoint.kind() == Kind::Infer => self.tools(reader)?,
+            ("tool_choice", Responses | Messages) => self.tool_choice(reader)?,
             ("options", Chat | Generate | Embed | Embeddings) => self.options(reader)?,
-            ("keep_alive", Chat | Generate | Embed | Embeddings) => self.keep_alive = keep_alive(reader)?,
-            ("max_tokens", ChatCompletions | Completions | Messages) | ("max_output_tokens", Responses) => {
-                self.num_predict = strict_integer(reader)?;
+            ("keep_alive", Chat | Generate | Embed | Embeddings) => self.keep_alive = values::keep_alive(reader)?,
+            ("max_tokens", ChatCompletions | Completions) => return self.cap(key, reader, false),
+            ("max_completion_tokens", ChatCompletions | Completions) => return self.cap(key, reader, true),
+            ("max_tokens", Messages) | ("max_output_tokens", Responses) => {
+                self.num_predict = values::strict_integer(reader)?;
             }
             ("stream_options", ChatCompletions | Completions) => self.stream_options(reader)?,
-            _ => reader.skip()?,
+            ("user", ChatCompletions | Completions) => return self.user(reader),
+            ("previous_response_id" | "conversation" | "prompt" | "background", Responses) => {
+                if values::says_something(reader)? {
+                    return Err(AskError::Unsupported(name.to_owned()));
+                }
+            }
+            _ => {
+                reader.skip()?;
+                return Ok(self.fate(name));
+            }
         }
-        Ok(())
+        Ok(Fate::Keep)
     }
 
-    fn messages(&mut self, endpoint: Endpoint, reader: &mut Reader<'_>) -> Result<(), AskError> {
-        let (fields, system_roles): (_, &[&str]) = match endpoint {
+    /// Whether a filter cuts the members of this name.
+    fn fate(&mut self, name: &str) -> Fate {
+        match Filter::that_cuts(self.endpoint, name) {
+            Some(filter) if self.on.has(filter) => {
+                self.fired.insert(filter);
+                Fate::Cut
+            }
+            _ => Fate::Keep,
+        }
+    }
+
+    /// `model`, without the provider's name that Bifrost's clients write in front of it.
+    fn model_name(&mut self, reader: &mut Reader<'_>, name: &str) -> Result<Option<ModelRef>, AskError> {
+        const PREFIX: &str = "ollama/";
+        reader.space();
+        let start = reader.at();
+        let Some(text) = values::text(reader, name)? else { return Ok(None) };
+        let whole = text.decode();
+        let rest = whole.strip_prefix(PREFIX).filter(|rest| !rest.is_empty());
+        let is_filtered = self.endpoint.dialect() != Dialect::Native && self.on.has(Filter::ModelPrefix);
+        let Some(rest) = rest.filter(|_| is_filtered) else { return values::parse_model(&whole, name) };
+        self.fired.insert(Filter::ModelPrefix);
+        if text.escaped {
+            self.edits.replace(start..reader.at(), serde_json::Value::from(rest).to_string());
+        } else {
+            self.edits.cut(start + 1..start + 1 + PREFIX.len());
+        }
+        values::parse_model(rest, name)
+    }
+
+    fn messages(&mut self, reader: &mut Reader<'_>) -> Result<(), AskError> {
+        let (fields, system_roles): (_, &[&str]) = match self.endpoint {
             Endpoint::ChatCompletions => (openai::MESSAGE, &["system", "developer"]),
             Endpoint::Messages => (anthropic::MESSAGE, &[]),
             _ => (native::MESSAGE, &["system"]),
         };
-        let mut keys = Keys::new("a message", fields);
-        list(reader, "messages", |reader| {
-            self.count += 1;
-            judged_object(reader, &mut keys, "messages[]", |reader, name| {
-                if name == "role" && reader.shape()? == Shape::Text {
-                    self.system |= is_one_of(&reader.string()?, system_roles);
-                    return Ok(());
+        let cuts = self.cuts_cache_control();
+        let mut keys = Keys::new("a message", fields, if cuts { &["cache_control"] } else { &[] });
+        values::list(self, reader, "messages", |seen, reader| {
+            seen.count += 1;
+            judged_object(seen, reader, &mut keys, "messages[]", |seen, reader, name| {
+                match name {
+                    "role" if reader.shape()? == Shape::Text => {
+                        seen.system |= values::is_one_of(&reader.string()?, system_roles);
+                    }
+                    "content" if cuts && reader.shape()? == Shape::Array => seen.parts(reader)?,
+                    "cache_control" => {
+                        reader.skip()?;
+                        return Ok(seen.fate(name));
+                    }
+                    _ => reader.skip()?,
                 }
-                Ok(reader.skip()?)
-            })
+                Ok(Fate::Keep)
+            })?;
+            Ok(Fate::Keep)
         })
+    }
+
+    /// The filter looks into chats only: other requests have no such messages or tools, and `/v1/messages` passes as it is.
+    fn cuts_cache_control(&self) -> bool {
+        self.endpoint == Endpoint::ChatCompletions && self.on.has(Filter::CacheControl)
+    }
+
+    /// The parts of a message's content.
+    fn parts(&mut self, reader: &mut Reader<'_>) -> Result<(), AskError> {
+        reader.array(|reader| match reader.shape()? {
+            Shape::Object => self.without_cache_control(reader),
+            _ => Ok(reader.skip()?),
+        })
+    }
+
+    /// An object that is not judged: its own `cache_control` is cut, and all within its members stays.
+    fn without_cache_control(&mut self, reader: &mut Reader<'_>) -> Result<(), AskError> {
+        reader.space();
+        let mut siblings = Siblings::new(reader.at() + 1);
+        reader.object(|reader, key| {
+            reader.skip()?;
+            let fate = if key.decode() == "cache_control" { self.fate("cache_control") } else { Fate::Keep };
+            siblings.tell(key.range().start..reader.at(), fate, &mut self.edits);
+            Ok::<(), AskError>(())
+        })?;
+        siblings.close(String::new(), &mut self.edits);
+        Ok(())
     }
 
     /// `input` of `/v1/responses`: a text is one message; of a list the items of type message count (the type may be left out).
@@ -178,64 +350,197 @@ impl Seen {
             // Ollama itself refuses these.
             _ => return Ok(reader.skip()?),
         }
-        let mut keys = Keys::new("an item of `input`", responses::ITEM);
-        list(reader, "input", |reader| {
+        let mut keys = Keys::new("an item of `input`", responses::ITEM, &[]);
+        values::list(self, reader, "input", |seen, reader| {
             let (mut is_message, mut is_system) = (None, false);
-            judged_object(reader, &mut keys, "input[]", |reader, name| {
+            judged_object(seen, reader, &mut keys, "input[]", |_, reader, name| {
                 match (name, reader.shape()?) {
-                    ("type", Shape::Text) => is_message = Some(is_one_of(&reader.string()?, &["message"])),
+                    ("type", Shape::Text) => is_message = Some(values::is_one_of(&reader.string()?, &["message"])),
                     ("role", Shape::Text) => {
-                        is_system = is_one_of(&reader.string()?, &["system", "developer"]);
+                        is_system = values::is_one_of(&reader.string()?, &["system", "developer"]);
                         is_message = is_message.or(Some(true));
                     }
                     _ => reader.skip()?,
                 }
-                Ok(())
+                Ok(Fate::Keep)
             })?;
-            self.count += u64::from(is_message == Some(true));
-            self.system |= is_system;
-            Ok(())
+            seen.count += u64::from(is_message == Some(true));
+            seen.system |= is_system;
+            Ok(Fate::Keep)
         })
     }
 
-    fn tools(&mut self, endpoint: Endpoint, reader: &mut Reader<'_>) -> Result<(), AskError> {
-        let runs_web_tools = matches!(endpoint, Endpoint::Responses | Endpoint::Messages);
-        let mut keys = Keys::new("a tool", &["type", "name", "function"]);
-        list(reader, "tools", |reader| {
-            self.tools = true;
-            judged_object(reader, &mut keys, "tools[]", |reader, name| {
-                if name == "type" && runs_web_tools && reader.shape()? == Shape::Text {
-                    // Anthropic's types end in a date (`web_search_20250305`). Case is ignored to be on the safe side.
-                    let kind = reader.string()?.decode().to_ascii_lowercase();
-                    self.web_tools |= kind.starts_with("web_search") || kind.starts_with("web_fetch");
-                    return Ok(());
+    fn tools(&mut self, reader: &mut Reader<'_>) -> Result<(), AskError> {
+        let runs_web_tools = matches!(self.endpoint, Endpoint::Responses | Endpoint::Messages);
+        let cuts = self.cuts_cache_control();
+        let also: &[&str] = if cuts { &["cache_control"] } else { &[] };
+        let mut keys = Keys::new("a tool", &["type", "name", "function"], also);
+        values::list(self, reader, "tools", |seen, reader| {
+            let (mut web_tool, mut tool_name) = (None, None);
+            judged_object(seen, reader, &mut keys, "tools[]", |seen, reader, name| {
+                match (name, reader.shape()?) {
+                    ("type", Shape::Text) if runs_web_tools => {
+                        // Anthropic's types end in a date (`web_search_20250305`). Case is ignored to be on the safe side.
+                        let kind = reader.string()?.decode().to_ascii_lowercase();
+                        web_tool = is_web_tool(&kind).then_some(kind);
+                    }
+                    ("name", Shape::Text) if runs_web_tools => tool_name = Some(reader.string()?),
+                    ("function", Shape::Object) if cuts => seen.without_cache_control(reader)?,
+                    ("cache_control", _) => {
+                        reader.skip()?;
+                        return Ok(seen.fate(name));
+                    }
+                    _ => reader.skip()?,
                 }
-                Ok(reader.skip()?)
-            })
+                Ok(Fate::Keep)
+            })?;
+            if let Some(kind) = web_tool {
+                if seen.on.has(Filter::WebTools) {
+                    seen.fired.insert(Filter::WebTools);
+                    seen.cut_tools.push(kind);
+                    seen.cut_tools.extend(tool_name.map(|name| name.decode().into_owned()));
+                    return Ok(Fate::Cut);
+                }
+                seen.web_tools = true;
+            }
+            seen.tools = true;
+            Ok(Fate::Keep)
         })
+    }
+
+    /// Which tool the answer must call, if it says: OpenAI by the type of a tool of its own, Anthropic by name.
+    fn tool_choice(&mut self, reader: &mut Reader<'_>) -> Result<(), AskError> {
+        if !self.on.has(Filter::WebTools) || reader.shape()? != Shape::Object {
+            return Ok(reader.skip()?);
+        }
+        let start = reader.at();
+        let (mut kind, mut tool) = (None, None);
+        reader.object(|reader, key| {
+            match (key.decode().as_ref(), reader.shape()?) {
+                ("type", Shape::Text) => kind = Some(reader.string()?.decode().to_ascii_lowercase()),
+                ("name", Shape::Text) => tool = Some(reader.string()?.decode().into_owned()),
+                _ => reader.skip()?,
+            }
+            Ok::<(), AskError>(())
+        })?;
+        let tool = match self.endpoint {
+            Endpoint::Messages => tool.filter(|_| kind.as_deref() == Some("tool")),
+            _ => kind.filter(|kind| is_web_tool(kind)),
+        };
+        self.choice = tool.map(|tool| Choice { value: start..reader.at(), tool });
+        Ok(())
+    }
+
+    /// A choice of a tool that was cut would ask for what is not there: then the model chooses.
+    fn free_the_choice(&mut self) {
+        let Some(choice) = self.choice.take() else { return };
+        if self.cut_tools.contains(&choice.tool) {
+            let auto = if self.endpoint == Endpoint::Messages { r#"{"type":"auto"}"# } else { r#""auto""# };
+            self.edits.replace(choice.value, auto);
+        }
     }
 
     fn options(&mut self, reader: &mut Reader<'_>) -> Result<(), AskError> {
-        let mut keys = Keys { exact: true, ..Keys::new("`options`", native::OPTIONS) };
-        judged_object(reader, &mut keys, "options", |reader, name| {
+        let mut keys = Keys::exact("`options`", native::OPTIONS);
+        judged_object(self, reader, &mut keys, "options", |seen, reader, name| {
             match name {
-                "num_ctx" => self.num_ctx = loose_integer(reader, "options.num_ctx")?,
-                "num_predict" => self.num_predict = loose_integer(reader, "options.num_predict")?,
+                "num_ctx" => seen.num_ctx = values::loose_integer(reader, "options.num_ctx")?,
+                "num_predict" => seen.num_predict = values::loose_integer(reader, "options.num_predict")?,
                 _ => reader.skip()?,
             }
-            Ok(())
+            Ok(Fate::Keep)
         })
+    }
+
+    /// `max_tokens`, or the newer `max_completion_tokens`, which Ollama does not read. The newer one wins, and one is sent: the
+    /// first of the two stays in its place.
+    fn cap(&mut self, key: Range<usize>, reader: &mut Reader<'_>, newer: bool) -> Result<Fate, AskError> {
+        let shape = reader.shape()?;
+        let start = reader.at();
+        let tokens = values::strict_integer(reader)?;
+        let value = start..reader.at();
+        if newer && (shape == Shape::Null || !self.on.has(Filter::MaxCompletionTokens)) {
+            return Ok(Fate::Keep); // as if it were not there
+        }
+        let first = self.cap.take();
+        if newer || !first.as_ref().is_some_and(|cap| cap.newer) {
+            self.num_predict = tokens;
+        }
+        if newer {
+            self.fired.insert(Filter::MaxCompletionTokens);
+        }
+        match first {
+            None => {
+                if newer {
+                    self.edits.replace(key, "\"max_tokens\"");
+                }
+                self.cap = Some(Cap { value, newer });
+                Ok(Fate::Keep)
+            }
+            Some(first) => {
+                if newer {
+                    self.edits.replace(first.value, reader.text(value).to_owned());
+                }
+                Ok(Fate::Cut)
+            }
+        }
+    }
+
+    /// A `user` that is longer than OpenAI itself allows, in Unicode scalar values.
+    fn user(&mut self, reader: &mut Reader<'_>) -> Result<Fate, AskError> {
+        const MOST: usize = 64;
+        if reader.shape()? != Shape::Text || !self.on.has(Filter::User) {
+            reader.skip()?;
+            return Ok(Fate::Keep);
+        }
+        if reader.string()?.decode().chars().nth(MOST).is_none() {
+            return Ok(Fate::Keep);
+        }
+        self.fired.insert(Filter::User);
+        Ok(Fate::Cut)
     }
 
     fn stream_options(&mut self, reader: &mut Reader<'_>) -> Result<(), AskError> {
-        let mut keys = Keys::new("`stream_options`", openai::STREAM_OPTIONS);
-        judged_object(reader, &mut keys, "stream_options", |reader, name| {
-            self.wants_usage = flag(reader, name)?.unwrap_or(false);
-            Ok(())
-        })
+        let shape = reader.shape()?;
+        let start = reader.at();
+        let mut flag = None;
+        let mut keys = Keys::new("`stream_options`", openai::STREAM_OPTIONS, &[]);
+        judged_object(self, reader, &mut keys, "stream_options", |seen, reader, name| {
+            reader.space();
+            let start = reader.at();
+            seen.wants_usage = values::flag(reader, name)?.unwrap_or(false);
+            flag = Some(start..reader.at());
+            Ok(Fate::Keep)
+        })?;
+        self.usage = match (shape, flag) {
+            (_, Some(value)) => UsagePlace::Flag(value),
+            (Shape::Object, None) => UsagePlace::Object { open: start + 1, empty: keys.is_empty() },
+            _ => UsagePlace::Null(start..reader.at()),
+        };
+        Ok(())
     }
 
-    fn into_ask(self, endpoint: Endpoint) -> Result<Ask, AskError> {
+    /// OpenAI's streams carry no counts unless asked (ollama-wire, section 0.1). What has to be put in front of the body's members.
+    fn ask_for_usage(&mut self) -> String {
+        const MEMBER: &str = r#""include_usage":true"#;
+        let streams =
+            matches!(self.endpoint, Endpoint::ChatCompletions | Endpoint::Completions) && self.stream == Some(true);
+        if !streams || self.wants_usage || !self.on.has(Filter::IncludeUsage) {
+            return String::new();
+        }
+        self.fired.insert(Filter::IncludeUsage);
+        match &self.usage {
+            UsagePlace::Missing => return format!(r#""stream_options":{{{MEMBER}}}"#),
+            UsagePlace::Null(value) => self.edits.replace(value.clone(), format!("{{{MEMBER}}}")),
+            UsagePlace::Flag(value) => self.edits.replace(value.clone(), "true"),
+            &UsagePlace::Object { open, empty } => {
+                self.edits.replace(open..open, format!("{MEMBER}{}", if empty { "" } else { "," }));
+            }
+        }
+        String::new()
+    }
+
+    fn finish(self) -> Result<Filtered, AskError> {
         use Endpoint::*;
         let model = match (self.model, self.name) {
             (Some(model), Some(name)) if !model.same_model(&name) => {
@@ -243,14 +548,14 @@ impl Seen {
             }
             (model, name) => model.or(name),
         };
-        let stream = match endpoint {
+        let stream = match self.endpoint {
             Chat | Generate | Pull | Push | Create => Some(self.stream.unwrap_or(true)),
             ChatCompletions | Completions | Responses | Messages => Some(self.stream.unwrap_or(false)),
             Embed | Embeddings | OpenAiEmbeddings => Some(false),
             _ => None,
         };
-        let infers = endpoint.kind() == Kind::Infer;
-        Ok(Ask {
+        let infers = self.endpoint.kind() == Kind::Infer;
+        let ask = Ask {
             model,
             others: self.others,
             stream,
@@ -262,196 +567,19 @@ impl Seen {
             num_predict: self.num_predict,
             wants_usage: self.wants_usage,
             has_web_tools: self.web_tools,
-        })
-    }
-}
-
-/// The keys of one object: each once, and spelled as Ollama spells it.
-struct Keys<'a> {
-    place: &'static str,
-    known: &'static [&'static str],
-    /// Go compares the keys of this object exactly, not by folding.
-    exact: bool,
-    /// Folded.
-    seen: Vec<Cow<'a, str>>,
-}
-
-impl<'a> Keys<'a> {
-    fn new(place: &'static str, known: &'static [&'static str]) -> Self {
-        Keys { place, known, exact: false, seen: Vec::new() }
-    }
-
-    /// The key's name if we know it.
-    fn judge(&mut self, key: Text<'a>) -> Result<Option<&'static str>, AskError> {
-        let spelled = key.decode();
-        let folded = match &spelled {
-            Cow::Borrowed(spelled) => fold(spelled),
-            Cow::Owned(spelled) => Cow::Owned(fold(spelled).into_owned()),
         };
-        let name = self.known.iter().copied().find(|&name| name == folded);
-        if self.seen.contains(&folded) {
-            return Err(AskError::Ambiguous(match name {
-                Some(name) => {
-                    format!("`{name}` is in {} twice (Ollama takes any case for it); send it once", self.place)
-                }
-                None => format!("a key is in {} twice (upper and lower case count as one); send it once", self.place),
-            }));
-        }
-        if self.seen.len() == MAX_MEMBERS {
-            return Err(AskError::Invalid(format!("{} has more than {MAX_MEMBERS} members", self.place)));
-        }
-        self.seen.push(folded);
-        let Some(name) = name else { return Ok(None) };
-        if spelled == name && !key.escaped {
-            return Ok(Some(name));
-        }
-        if self.exact && spelled != name {
-            return Ok(None);
-        }
-        Err(AskError::Ambiguous(format!(
-            "a key in {} is another spelling of `{name}`; write it exactly so",
-            self.place
-        )))
+        Ok(Filtered { ask, edits: self.edits, fired: self.fired })
     }
 }
 
-/// An object or null, each of whose keys is judged. `member` reads the values of known keys.
-fn judged_object<'a>(
-    reader: &mut Reader<'a>,
-    keys: &mut Keys<'a>,
-    name: &str,
-    mut member: impl FnMut(&mut Reader<'a>, &'static str) -> Result<(), AskError>,
-) -> Result<(), AskError> {
-    match reader.shape()? {
-        Shape::Null => Ok(reader.skip()?),
-        Shape::Object => {
-            keys.seen.clear();
-            reader.object(|reader, key| match keys.judge(key)? {
-                Some(name) => member(reader, name),
-                None => Ok(reader.skip()?),
-            })
-        }
-        _ => Err(wrong_type(name, "an object")),
-    }
+/// The types of tools that Ollama itself runs on the internet, in lower case.
+fn is_web_tool(kind: &str) -> bool {
+    kind.starts_with("web_search") || kind.starts_with("web_fetch")
 }
 
-fn list<'a>(
-    reader: &mut Reader<'a>,
-    name: &str,
-    item: impl FnMut(&mut Reader<'a>) -> Result<(), AskError>,
-) -> Result<(), AskError> {
-    match reader.shape()? {
-        Shape::Null => Ok(reader.skip()?),
-        Shape::Array => reader.array(item),
-        _ => Err(wrong_type(name, "an array")),
-    }
-}
-
-/// A model's name; null and an empty text are no name, as in Go.
-fn model_name(reader: &mut Reader<'_>, name: &str) -> Result<Option<ModelRef>, AskError> {
-    let Some(text) = text(reader, name)? else { return Ok(None) };
-    match model::parse(&text.decode()) {
-        Ok(model) => Ok(Some(model)),
-        Err(model::NameError::Empty) => Ok(None),
-        Err(error) => Err(AskError::Invalid(format!("`{name}`: {error}"))),
-    }
-}
-
-fn text<'a>(reader: &mut Reader<'a>, name: &str) -> Result<Option<Text<'a>>, AskError> {
-    match reader.shape()? {
-        Shape::Text => Ok(Some(reader.string()?)),
-        Shape::Null => Ok(reader.skip().map(|()| None)?),
-        _ => Err(wrong_type(name, "a string")),
-    }
-}
-
-fn flag(reader: &mut Reader<'_>, name: &str) -> Result<Option<bool>, AskError> {
-    let value = match reader.shape()? {
-        Shape::Bool(value) => Some(value),
-        Shape::Null => None,
-        _ => return Err(wrong_type(name, "true or false")),
-    };
+fn passed_over(reader: &mut Reader<'_>) -> Result<Fate, Malformed> {
     reader.skip()?;
-    Ok(value)
-}
-
-/// Whether a text or a list has anything in it.
-fn text_or_list(reader: &mut Reader<'_>, name: &str) -> Result<bool, AskError> {
-    match reader.shape()? {
-        Shape::Text | Shape::Array => Ok(inputs(reader)? > 0),
-        Shape::Null => Ok(reader.skip().map(|()| false)?),
-        _ => Err(wrong_type(name, "a string or an array")),
-    }
-}
-
-/// How many inputs: 1 for a text that is not empty, the length of a list, 0 for the rest (which Ollama refuses or ignores).
-fn inputs(reader: &mut Reader<'_>) -> Result<u64, AskError> {
-    match reader.shape()? {
-        Shape::Text => Ok(u64::from(!reader.string()?.is_empty())),
-        Shape::Array => {
-            let mut count = 0;
-            reader.array(|reader| {
-                count += 1;
-                reader.skip()
-            })?;
-            Ok(count)
-        }
-        _ => Ok(reader.skip().map(|()| 0)?),
-    }
-}
-
-/// A number, or a duration as Go writes it. Any other text is not passed on: it could be anything.
-fn keep_alive(reader: &mut Reader<'_>) -> Result<Option<serde_json::Value>, AskError> {
-    match reader.shape()? {
-        Shape::Number => {
-            let text = reader.number()?;
-            Ok((text.len() <= 32).then(|| serde_json::from_str(text).ok()).flatten())
-        }
-        Shape::Text => {
-            let text = reader.string()?.decode();
-            let is_duration = !text.is_empty()
-                && text.len() <= 32
-                && text.chars().all(|c| c.is_ascii_digit() || "+-.hmsnuµμ".contains(c));
-            Ok(is_duration.then(|| serde_json::Value::String(text.into_owned())))
-        }
-        _ => Ok(reader.skip().map(|()| None)?),
-    }
-}
-
-/// An option of type integer as Ollama reads it: any number, cut to its whole part (`3.7` is 3, `1e2` is 100). A policy that
-/// limits it must see the number that counts; one beyond 64 bits means something else to every parser and is refused.
-fn loose_integer(reader: &mut Reader<'_>, name: &str) -> Result<Option<i64>, AskError> {
-    if reader.shape()? != Shape::Number {
-        return Ok(reader.skip().map(|()| None)?);
-    }
-    let text = reader.number()?;
-    if let Ok(whole) = text.parse::<i64>() {
-        return Ok(Some(whole));
-    }
-    let value = text.parse::<f64>().unwrap_or(f64::INFINITY).trunc();
-    if value.abs() < 9.0e18 {
-        // In range by the line above.
-        Ok(Some(value as i64))
-    } else {
-        Err(AskError::Invalid(format!("`{name}` does not fit into 64 bits")))
-    }
-}
-
-/// An integer as Go reads one into an `int`: `3.0` and `1e0` are refused by Ollama itself.
-fn strict_integer(reader: &mut Reader<'_>) -> Result<Option<i64>, AskError> {
-    if reader.shape()? != Shape::Number {
-        return Ok(reader.skip().map(|()| None)?);
-    }
-    Ok(reader.number()?.parse().ok())
-}
-
-fn is_one_of(text: &Text<'_>, words: &[&str]) -> bool {
-    let text = text.decode();
-    words.iter().any(|word| text.eq_ignore_ascii_case(word))
-}
-
-fn wrong_type(name: &str, wanted: &str) -> AskError {
-    AskError::Invalid(format!("`{name}` must be {wanted}"))
+    Ok(Fate::Keep)
 }
 
 #[cfg(test)]

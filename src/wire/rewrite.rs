@@ -2,11 +2,11 @@
 //!
 //! - [`edit`]: edits of a JSON body, collected while it is read and applied once; commas stay right.
 //! - [`settings`]: what an operator wants of the settings that a model is loaded with.
-//! - [`usage`]: the counts that the proxy asks for, and their hiding from a client that did not.
+//! - [`usage`]: hiding the counts that the proxy, and not the client, has asked for.
 
 pub mod edit;
 pub mod settings;
 pub mod usage;
 
 pub use edit::{Assignment, set};
-pub use usage::{UsageHider, include_usage};
+pub use usage::UsageHider;

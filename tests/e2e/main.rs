@@ -21,6 +21,7 @@ mod commands;
 mod crashes;
 mod devices;
 mod door;
+mod filters;
 mod fleet;
 mod governed;
 mod guesses;

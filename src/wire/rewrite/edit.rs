@@ -65,6 +65,13 @@ impl Edits {
     }
 }
 
+/// What becomes of a member or an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Keep,
+    Cut,
+}
+
 /// What stands side by side in one object or array, told in its order: members from key to value, or items.
 ///
 /// What is cut takes a comma along: the one in front of it, or the one behind it where nothing that stays is in front.
@@ -83,6 +90,13 @@ impl Siblings {
     /// `open` is the place behind the opening bracket.
     pub fn new(open: usize) -> Siblings {
         Siblings { open, kept: false, leading: None, end: open }
+    }
+
+    pub fn tell(&mut self, range: Range<usize>, fate: Fate, edits: &mut Edits) {
+        match fate {
+            Fate::Keep => self.keep(range, edits),
+            Fate::Cut => self.cut(range, edits),
+        }
     }
 
     pub fn keep(&mut self, range: Range<usize>, edits: &mut Edits) {

@@ -1,7 +1,7 @@
 //! OpenAI streams carry no counts unless the request asks with `stream_options.include_usage` (ollama-wire 0.1). So the proxy
-//! asks ([`include_usage`]) and hides the answer from a client that did not ([`UsageHider`]). Such a client then sees what Ollama
-//! would have sent without the question, byte for byte.
-use super::edit::{self, Assignment, Edits, Siblings};
+//! asks (`Filter::IncludeUsage`) and hides the answer from a client that did not ([`UsageHider`]). Such a client then sees what
+//! Ollama would have sent without the question, byte for byte.
+use super::edit::{Edits, Siblings};
 use crate::wire::Endpoint;
 use crate::wire::json::{Malformed, Reader, Shape};
 use bytes::{Bytes, BytesMut};
@@ -10,18 +10,10 @@ use memchr::memmem::Finder;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-/// Sets `stream_options.include_usage` in a body of `/v1/chat/completions` or `/v1/completions` that [`crate::wire::ask::read`] has
-/// judged and that asks for a stream.
-///
-/// `None` where nothing has to change (it is true already), or where the body is not one that `ask` lets pass.
-pub fn include_usage(body: &[u8]) -> Option<Vec<u8>> {
-    edit::set(body, &[Assignment { within: Some("stream_options"), name: "include_usage", value: "true" }])
-}
-
 /// The longest event that is held back to be judged. Longer ones pass as they are; usage events have some 300 bytes.
 pub const LONGEST_HELD_BYTES: usize = 64 * 1024;
 
-/// Hides from a stream the counts that [`include_usage`] asked for.
+/// Hides from a stream the counts that the proxy asked for.
 ///
 /// It removes the event whose `choices` is `[]` and which has `usage`; from other events (`/v1/completions` has zeros in each) it
 /// cuts the member `usage`. Complete events pass at once; only an event that has not ended is held, up to [`LONGEST_HELD_BYTES`].

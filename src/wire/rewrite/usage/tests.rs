@@ -1,38 +1,5 @@
 use super::*;
 
-fn asked(body: &str) -> Option<String> {
-    include_usage(body.as_bytes()).map(|body| String::from_utf8(body).unwrap())
-}
-
-#[test]
-fn the_question_is_put_in_and_nothing_else_changes() {
-    for (body, wanted) in [
-        (r#"{"model":"a","stream":true}"#, r#"{"stream_options":{"include_usage":true},"model":"a","stream":true}"#),
-        (" { \"a\" : 1 } \n", " {\"stream_options\":{\"include_usage\":true}, \"a\" : 1 } \n"),
-        ("{}", r#"{"stream_options":{"include_usage":true}}"#),
-        (r#"{"stream_options":null,"a":1}"#, r#"{"stream_options":{"include_usage":true},"a":1}"#),
-        (r#"{"a":1, "stream_options" : {} }"#, r#"{"a":1, "stream_options" : {"include_usage":true} }"#),
-        (r#"{"stream_options":{"x":[1]}}"#, r#"{"stream_options":{"include_usage":true,"x":[1]}}"#),
-        (r#"{"stream_options":{"include_usage": false }}"#, r#"{"stream_options":{"include_usage": true }}"#),
-        (r#"{"stream_options":{"include_usage":null,"x":1}}"#, r#"{"stream_options":{"include_usage":true,"x":1}}"#),
-        (
-            r#"{"x":{"stream_options":{}},"y":"stream_options"}"#,
-            r#"{"stream_options":{"include_usage":true},"x":{"stream_options":{}},"y":"stream_options"}"#,
-        ),
-    ] {
-        assert_eq!(asked(body).as_deref(), Some(wanted), "{body}");
-        let ask = crate::wire::ask::read(Endpoint::ChatCompletions, wanted.as_bytes()).unwrap();
-        assert!(ask.wants_usage, "{wanted}");
-    }
-}
-
-#[test]
-fn a_body_that_asks_already_is_left_alone() {
-    assert_eq!(asked(r#"{"stream_options":{"include_usage":true}}"#), None);
-    assert_eq!(asked("[]"), None);
-    assert_eq!(asked("{"), None);
-}
-
 const CHAT: &str = concat!(
     "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"say \\\"usage\\\": {}, \\\"choices\\\":[]\"}}]}\n\n",
     "data: {\"id\":\"c\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
