@@ -7,6 +7,7 @@
 //! - [`line`](mod@line), [`answer`], [`host`]: what a line says, what an HTTP answer means, what this machine is called.
 //! - [`webhook`]: batches to a URL, signed.
 //! - [`syslog`]: lines to a syslog receiver.
+//! - [`otlp`]: lines to an OpenTelemetry collector.
 //!
 //! The file is primary. A sink reads it as `audit tail` does, so a request never waits for one, and one that is down, slow or wrong
 //! costs nothing but its own lag: what it does not have is still in the file. Its bookmark (for each writer a segment and a byte) is saved in
@@ -31,11 +32,13 @@ pub mod courier;
 pub mod host;
 pub mod lag;
 pub mod line;
+pub mod otlp;
 pub mod syslog;
 pub mod webhook;
 
 pub use backlog::Start;
 pub use batch::Batch;
+pub use otlp::Otlp;
 pub use syslog::Syslog;
 pub use webhook::Webhook;
 
@@ -62,6 +65,7 @@ pub struct SinkSettings {
 pub enum Receiver {
     Webhook(Box<Webhook>),
     Syslog(Syslog),
+    Otlp(Box<Otlp>),
 }
 
 impl Receiver {
@@ -69,6 +73,7 @@ impl Receiver {
         match self {
             Receiver::Webhook(_) => "webhook",
             Receiver::Syslog(_) => "syslog",
+            Receiver::Otlp(_) => "otlp",
         }
     }
 
@@ -77,6 +82,7 @@ impl Receiver {
         match self {
             Receiver::Webhook(webhook) => webhook.deliver(batch, within).await.map(|()| Taken::default()),
             Receiver::Syslog(syslog) => syslog.deliver(batch, within).await,
+            Receiver::Otlp(otlp) => otlp.deliver(batch, within).await,
         }
     }
 }

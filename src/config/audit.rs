@@ -78,6 +78,7 @@ pub struct Audit {
     pub sinks: Sinks,
     pub webhook: Webhook,
     pub syslog: Syslog,
+    pub otlp: Otlp,
 }
 
 /// Where a sink begins that has never had anything.
@@ -141,6 +142,19 @@ pub struct Webhook {
     pub ca_file: PathBuf,
 }
 
+/// `[audit.otlp]`: lines as OpenTelemetry logs, over OTLP/HTTP.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Otlp {
+    /// Where logs are posted to, with its path (`/v1/logs`), `https` or `http` to this machine. Empty: none.
+    #[serde(deserialize_with = "ServiceUrl::deserialize", serialize_with = "ServiceUrl::serialize_redacted")]
+    pub url: Option<ServiceUrl>,
+    /// File with headers that the collector asks for, `name: value` in each line, readable by nobody else. Empty: none.
+    pub headers_file: PathBuf,
+    /// PEM file with CAs that `url` may be signed by, beside the machine's own. Empty: none.
+    pub ca_file: PathBuf,
+}
+
 impl Default for Audit {
     fn default() -> Audit {
         Audit {
@@ -159,6 +173,7 @@ impl Default for Audit {
             sinks: Sinks::default(),
             webhook: Webhook::default(),
             syslog: Syslog::default(),
+            otlp: Otlp::default(),
         }
     }
 }
@@ -171,6 +186,13 @@ impl Audit {
                 "audit.keep_bytes, audit.rotate_bytes",
                 "less is kept than two segments have, so requests that run could lose their records",
                 "raise keep_bytes or lower rotate_bytes",
+            ));
+        }
+        if self.otlp.url.as_ref().is_some_and(|url| url.uri().path() == "/") {
+            return Err(ConfigError::new(
+                "audit.otlp.url",
+                "the URL has no path, and a collector takes logs at one",
+                "write it as https://host:4318/v1/logs",
             ));
         }
         if self.webhook.url.is_some() && self.webhook.secret_file.as_os_str().is_empty() {

@@ -57,6 +57,8 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
         &mut config.audit.checkpoint_file,
         &mut config.audit.webhook.secret_file,
         &mut config.audit.webhook.ca_file,
+        &mut config.audit.otlp.headers_file,
+        &mut config.audit.otlp.ca_file,
         &mut identity.secret_file,
         &mut identity.jwks_file,
         &mut identity.ca_file,

@@ -460,6 +460,7 @@ fn settings_that_contradict_each_other_are_refused() {
         ("[identity]\nalgorithm = \"HS256\"", "identity.algorithm"),
         ("[identity]\nalgorithm = \"RS256\"\nsecret_file = \"a\"", "identity.algorithm, identity.secret_file"),
         ("backend = []", "backend"),
+        ("[audit.otlp]\nurl = \"https://collector.example:4318\"", "audit.otlp.url"),
         ("[audit.webhook]\nurl = \"https://hook.example\"", "audit.webhook.url, audit.webhook.secret_file"),
     ] {
         let file = folder.write("proxy.toml", text);
@@ -634,6 +635,11 @@ ca_file = ""
 [audit.syslog]
 address = ""
 facility = "authpriv"
+
+[audit.otlp]
+url = ""
+headers_file = ""
+ca_file = ""
 
 [filters]
 model_prefix = true

@@ -24,7 +24,7 @@ use crate::operator::gate::Gate;
 use crate::outbound::Outbound;
 use crate::policy::{self, Policy};
 use crate::remote_keys::{self, RemoteKeys, RemoteKeysSettings};
-use crate::sinks::{self, Receiver, SinkSettings, Syslog, Webhook};
+use crate::sinks::{self, Otlp, Receiver, SinkSettings, Syslog, Webhook};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Backend, Pool};
 use crate::wire::{Filter, Filters};
@@ -399,6 +399,16 @@ pub fn sinks(config: &Config) -> Result<Vec<Receiver>, String> {
     let syslog = &config.audit.syslog;
     if let Some(address) = &syslog.address {
         receivers.push(Receiver::Syslog(Syslog::new(address.clone(), syslog.facility)));
+    }
+    let otlp = &config.audit.otlp;
+    if let Some(url) = &otlp.url {
+        let file = &otlp.headers_file;
+        let text = if is_set(file) { read_private(file)? } else { Vec::new() };
+        let named = format!("audit.otlp.headers_file ({})", file.display());
+        let text = String::from_utf8(text).map_err(|_| format!("{named}: is no text"))?;
+        let headers = sinks::otlp::headers(&text).map_err(in_words(&named))?;
+        let outbound = trusting(&otlp.ca_file, "audit.otlp.ca_file")?;
+        receivers.push(Receiver::Otlp(Box::new(Otlp::new(url.clone(), outbound, headers))));
     }
     Ok(receivers)
 }

@@ -15,6 +15,8 @@ use crate::house::wait_until;
 pub enum Does {
     /// Keeps it and answers 200.
     Takes,
+    /// Keeps it, and answers 200 with this body.
+    TakesSaying(Vec<u8>),
     /// Answers with this status and these header lines, and keeps it only as refused.
     Answers(u16, String),
     /// Answers 413 to more than so many lines, and takes the rest.
@@ -140,8 +142,13 @@ async fn answer(
     let Some((head, body)) = request(&mut stream).await else { return };
     let does = doing.borrow_and_update().clone();
     let few = |most: usize| body.iter().filter(|byte| **byte == b'\n').count() <= most;
+    let mut says = Vec::new();
     let (taken, reply) = match does {
         Does::Takes => (true, Some("HTTP/1.1 200 OK\r\n".to_owned())),
+        Does::TakesSaying(body) => {
+            says = body;
+            (true, Some("HTTP/1.1 200 OK\r\n".to_owned()))
+        }
         Does::TakesAtMost(most) if few(most) => (true, Some("HTTP/1.1 204 X\r\n".to_owned())),
         Does::TakesAtMost(_) => (false, Some("HTTP/1.1 413 X\r\n".to_owned())),
         Does::Answers(status, headers) => (false, Some(format!("HTTP/1.1 {status} X\r\n{headers}"))),
@@ -160,8 +167,8 @@ async fn answer(
     };
     seen.lock().expect("not poisoned").push(Delivery { head, body, taken });
     if let Some(reply) = reply {
-        let ends = "content-length: 0\r\nconnection: close\r\n\r\n";
-        let _ = stream.write_all(format!("{reply}{ends}").as_bytes()).await; // it may have read enough
+        let head = format!("{reply}content-length: {}\r\nconnection: close\r\n\r\n", says.len());
+        let _ = stream.write_all(&[head.into_bytes(), says].concat()).await; // it may have read enough
     }
     let _ = stream.shutdown().await;
 }

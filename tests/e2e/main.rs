@@ -34,6 +34,7 @@ mod leaving;
 mod lists;
 mod metrics;
 mod models;
+mod otlp;
 mod policy;
 mod privacy;
 mod puppet;

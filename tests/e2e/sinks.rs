@@ -20,25 +20,25 @@ use crate::key_server::tls_for;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-fn private(path: &Path, text: &str) {
+pub fn private(path: &Path, text: &str) {
     std::fs::write(path, text).expect("written");
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).expect("private");
 }
 
 /// A folder with a secret, and the lines of a configuration with a webhook.
-struct Hooked {
-    dir: tempfile::TempDir,
+pub struct Hooked {
+    pub dir: tempfile::TempDir,
 }
 
 impl Hooked {
-    fn new() -> Hooked {
+    pub fn new() -> Hooked {
         let dir = tempfile::tempdir().expect("a folder");
         private(&dir.path().join("webhook.secret"), &format!("{SECRET}\n"));
         Hooked { dir }
     }
 
     /// `audit`: further lines of `[audit]`; `more`: of `[audit.webhook]`.
-    fn config(&self, url: &str, audit: &str, more: &str) -> String {
+    pub fn config(&self, url: &str, audit: &str, more: &str) -> String {
         let secret = self.dir.path().join("webhook.secret");
         format!(
             "[audit]\n{audit}\n[audit.sinks]\nretry_max_s = 1\ntimeout_s = 60\n[audit.webhook]\nurl = \"{url}\"\nsecret_file = \"{}\"\n{more}",
