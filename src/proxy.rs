@@ -25,9 +25,9 @@ mod admit;
 mod answer;
 mod failure;
 mod forward;
-mod lists;
 mod reply;
 mod tokens;
+mod views;
 
 /// The gateway in front of Ollama.
 pub struct Gateway {

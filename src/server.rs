@@ -191,6 +191,7 @@ pub fn site(
         held_reply_bytes: config.limits.reply_buffer_bytes,
         list_bytes: config.limits.list_bytes,
         filters: assemble::filters(config),
+        straggler: config.catalogue.straggler,
         cloud_models: config.egress.cloud_models,
         web_tools: config.egress.web_tools == WebTools::Allow,
         catalogue: !config.catalogue.refresh.is_zero(),

@@ -45,6 +45,8 @@ pub struct Site {
     pub list_bytes: usize,
     /// What is changed in requests.
     pub filters: Filters,
+    /// How long a list waits for further backends once one has answered.
+    pub straggler: Duration,
     /// Cloud models may pass.
     pub cloud_models: bool,
     /// Web tools that no filter has cut may pass.

@@ -95,6 +95,12 @@ impl Pool {
         Ok(Lease { backend, model, reason })
     }
 
+    /// The right to ask every backend for what is shown as one; those that are down are left out while another is up.
+    pub fn each(&self, _permit: &Permit, _receipt: &Receipt) -> Vec<Arc<Backend>> {
+        let up: Vec<_> = self.backends.iter().filter(|backend| backend.is_up()).map(Arc::clone).collect();
+        if up.is_empty() { self.backends.clone() } else { up }
+    }
+
     /// Management changes one machine, and somebody says which; anything else is placed.
     fn named(&self, permit: &Permit, errand: &Errand<'_>) -> Result<Option<usize>, NoBackend> {
         if permit.endpoint().kind() != Kind::Manage {

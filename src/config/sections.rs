@@ -547,10 +547,22 @@ pub struct Catalogue {
         serialize_with = "values::as_seconds"
     )]
     pub loaded: Duration,
+    /// How long a list that is shown to a client waits for further backends, once one has answered. Default 2000 ms: a list takes some
+    /// milliseconds, and a backend that is stalled is not to be waited for by everybody.
+    #[serde(
+        rename = "straggler_ms",
+        deserialize_with = "values::millis::<_, 1, 600_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub straggler: Duration,
 }
 
 impl Default for Catalogue {
     fn default() -> Catalogue {
-        Catalogue { refresh: Duration::from_secs(30), loaded: Duration::from_secs(5) }
+        Catalogue {
+            refresh: Duration::from_secs(30),
+            loaded: Duration::from_secs(5),
+            straggler: Duration::from_millis(2000),
+        }
     }
 }

@@ -665,6 +665,7 @@ web_tools = "cut"
 [catalogue]
 refresh_s = 30
 loaded_s = 5
+straggler_ms = 2000
 "#;
     assert_eq!(config.effective(), expected);
 }

@@ -99,6 +99,13 @@ impl Gateway {
         self.know_models(exchange).await?;
         self.settle_on_model(endpoint, exchange)?;
         self.write_down(exchange).await?;
+        match endpoint {
+            Endpoint::Model => return self.answer_model(session, exchange).await,
+            Endpoint::Version if self.site.pool.backends().len() > 1 => {
+                return self.answer_version(session, exchange).await;
+            }
+            _ => {}
+        }
         self.lease(exchange)?;
         Ok(Admitted::Forward)
     }
@@ -334,13 +341,22 @@ impl Gateway {
         Ok(())
     }
 
+    /// All backends, for what is shown as one. Where there is one only it is the exchange's.
+    pub(super) fn lease_each(&self, exchange: &mut Ticket) -> std::result::Result<Vec<Arc<Backend>>, Refusal> {
+        if let [_] = self.site.pool.backends() {
+            self.lease(exchange)?;
+            return Ok(exchange.lease.iter().map(|lease| Arc::clone(lease.backend())).collect());
+        }
+        refuse_cut(exchange)?;
+        let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
+            return Err(Refusal::internal_error()); // the order of the steps has been broken
+        };
+        Ok(self.site.pool.each(permit, receipt))
+    }
+
     /// Where to: only with the permit and the receipt, which the steps before have left.
     pub(super) fn lease(&self, exchange: &mut Ticket) -> std::result::Result<(), Refusal> {
-        // Cut while it was decided and written down: then no backend need hear of it.
-        if let Some(cut) = exchange.link.signal.reason() {
-            exchange.link.signal.is_refused();
-            return Err(cut.refusal());
-        }
+        refuse_cut(exchange)?;
         let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
             return Err(Refusal::internal_error()); // the order of the steps has been broken
         };
@@ -360,6 +376,17 @@ impl Gateway {
                 Err(Refusal::which_backend(&names.collect::<Vec<_>>()))
             }
         }
+    }
+}
+
+/// Cut while it was decided and written down: then no backend need hear of it.
+fn refuse_cut(exchange: &Ticket) -> std::result::Result<(), Refusal> {
+    match exchange.link.signal.reason() {
+        Some(cut) => {
+            exchange.link.signal.is_refused();
+            Err(cut.refusal())
+        }
+        None => Ok(()),
     }
 }
 

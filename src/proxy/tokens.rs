@@ -15,7 +15,7 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::admit::{Admitted, now_s, refuse_unread};
 use super::answer::{self, json_head};
-use super::lists::gone;
+use super::views::gone;
 use crate::control_plane::ControlPlane;
 use crate::door::Ticket;
 use crate::exchange::Fault;

@@ -93,6 +93,13 @@ pub fn version(body: &[u8]) -> Option<String> {
     text(&value["version"])
 }
 
+/// Orders versions by age: the numbers between dots, and a release candidate before its release. What is no version is the oldest.
+pub fn age(version: &str) -> (Vec<u64>, bool) {
+    let (numbers, candidate) = version.split_once('-').unwrap_or((version, ""));
+    let numbers: Option<Vec<u64>> = numbers.split('.').map(|number| number.parse().ok()).collect();
+    (numbers.unwrap_or_default(), candidate.is_empty())
+}
+
 fn entries<T>(endpoint: Endpoint, body: &[u8], make: impl Fn(String, bool, &Value) -> T) -> Result<Vec<T>, ListError> {
     list::entries(endpoint, body)?
         .into_iter()
@@ -133,6 +140,13 @@ mod tests {
             "odd types are not known"
         );
         assert!(held(b"{\"models\":{}}").is_err());
+    }
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        let mut versions = ["0.9.1", "0.33.0", "0.33.0-rc2", "0.17.4", "1.0.0", "nightly"];
+        versions.sort_by_key(|version| age(version));
+        assert_eq!(versions, ["nightly", "0.9.1", "0.17.4", "0.33.0-rc2", "0.33.0", "1.0.0"]);
     }
 
     #[test]

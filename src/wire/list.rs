@@ -1,18 +1,12 @@
-//! The models in a list reply, filtered without touching what stays.
+//! The models in a list reply: read here, filtered and merged with others in [`merge`] without touching what stays.
 use super::Endpoint;
 use super::json::{Malformed, Reader, Shape, fold};
-use super::rewrite::edit::{Edits, Siblings};
 use std::fmt;
 use std::ops::Range;
 
-/// A list reply without the models that may not be seen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filtered {
-    /// The backend's bytes but for the cuts.
-    pub body: Vec<u8>,
-    pub shown: usize,
-    pub hidden: usize,
-}
+pub mod merge;
+
+pub use merge::{Extra, ListedAlias, Merged, View, dress, merge};
 
 /// One model of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,25 +35,6 @@ impl From<Malformed> for ListError {
     }
 }
 
-/// Cuts from a reply of `/api/tags`, `/api/ps` or `/v1/models` the models that `keep` does not want, by name. A model without
-/// a name is cut: nobody can have allowed it. Other endpoints have no list ([`ListError`]).
-pub fn filter(endpoint: Endpoint, body: &[u8], keep: &mut dyn FnMut(&str) -> bool) -> Result<Filtered, ListError> {
-    let list = read(endpoint, body)?;
-    let (mut shown, mut hidden) = (0, 0);
-    let (mut edits, mut siblings) = (Edits::default(), Siblings::new(list.open));
-    for Entry { place, model } in list.entries {
-        if model.is_some_and(|model| keep(&model.name)) {
-            siblings.keep(place, &mut edits);
-            shown += 1;
-        } else {
-            siblings.cut(place, &mut edits);
-            hidden += 1;
-        }
-    }
-    siblings.close(String::new(), &mut edits);
-    Ok(Filtered { body: edits.apply(body), shown, hidden })
-}
-
 /// The models of a list reply, in its order; entries without a name are left out.
 pub fn names(endpoint: Endpoint, body: &[u8]) -> Result<Vec<ListedModel>, ListError> {
     Ok(read(endpoint, body)?.entries.into_iter().filter_map(|entry| entry.model).collect())
@@ -72,8 +47,9 @@ pub(super) fn entries(endpoint: Endpoint, body: &[u8]) -> Result<Vec<(ListedMode
 }
 
 struct List {
-    /// Behind the bracket.
-    open: usize,
+    /// From bracket to bracket; of `null` the word.
+    place: Range<usize>,
+    is_null: bool,
     entries: Vec<Entry>,
 }
 
@@ -91,8 +67,7 @@ fn read(endpoint: Endpoint, body: &[u8]) -> Result<List, ListError> {
     };
     let mut reader = Reader::new(body)?;
     let mut found = false;
-    let mut open = 0;
-    let mut entries = vec![];
+    let mut list = List { place: 0..0, is_null: false, entries: vec![] };
     reader.object(|reader, key| {
         // Go's client, which is `ollama ls`, folds keys too.
         if fold(&key.decode()) != list_key {
@@ -101,21 +76,25 @@ fn read(endpoint: Endpoint, body: &[u8]) -> Result<List, ListError> {
         if std::mem::replace(&mut found, true) {
             return Err(ListError("it has two lists"));
         }
-        match reader.shape()? {
+        let shape = reader.shape()?;
+        let start = reader.at();
+        match shape {
             // `/v1/models` of an Ollama without models.
-            Shape::Null => Ok(reader.skip()?),
-            Shape::Array => {
-                open = reader.at() + 1;
-                reader.array(|reader| {
-                    entries.push(entry(reader, name_keys)?);
-                    Ok(())
-                })
+            Shape::Null => {
+                list.is_null = true;
+                reader.skip()?;
             }
-            _ => Err(ListError("its list is no array")),
+            Shape::Array => reader.array(|reader| {
+                list.entries.push(entry(reader, name_keys)?);
+                Ok::<(), ListError>(())
+            })?,
+            _ => return Err(ListError("its list is no array")),
         }
+        list.place = start..reader.at();
+        Ok(())
     })?;
     reader.end()?;
-    if found { Ok(List { open, entries }) } else { Err(ListError("it has no list")) }
+    if found { Ok(list) } else { Err(ListError("it has no list")) }
 }
 
 fn entry(reader: &mut Reader<'_>, name_keys: [&str; 2]) -> Result<Entry, ListError> {
@@ -151,8 +130,9 @@ mod tests {
     use super::*;
 
     fn without(endpoint: Endpoint, body: &str, denied: &[&str]) -> (String, usize, usize) {
-        let filtered = filter(endpoint, body.as_bytes(), &mut |name| !denied.contains(&name)).unwrap();
-        (String::from_utf8(filtered.body).unwrap(), filtered.shown, filtered.hidden)
+        let view = View { shows: &|name| !denied.contains(&name), extra: &|_| vec![], aliases: &[] };
+        let merged = merge(endpoint, &[body.as_bytes()], &view).unwrap();
+        (String::from_utf8(merged.body).unwrap(), merged.shown, merged.hidden)
     }
 
     #[test]
@@ -195,7 +175,7 @@ mod tests {
     #[test]
     fn empty_lists_stay_as_they_are() {
         for (endpoint, body) in
-            [(Endpoint::Models, r#"{"object":"list","data":null}"#), (Endpoint::Ps, r#"{"models":[]}"#)]
+            [(Endpoint::Models, r#"{"object":"list","data":[]}"#), (Endpoint::Ps, r#"{"models":[]}"#)]
         {
             assert_eq!(without(endpoint, body, &[]), (body.to_owned(), 0, 0));
             assert_eq!(names(endpoint, body.as_bytes()), Ok(vec![]));
@@ -229,7 +209,7 @@ mod tests {
             "{\"models\":[],\"models\":[]}",
             "{\"models\":[],\"Models\":[]}",
         ] {
-            assert!(filter(Endpoint::Tags, body.as_bytes(), &mut |_| true).is_err(), "{body}");
+            assert!(names(Endpoint::Tags, body.as_bytes()).is_err(), "{body}");
         }
         assert!(names(Endpoint::Chat, b"{\"models\":[]}").is_err());
     }

@@ -202,10 +202,10 @@ async fn nothing_left_is_an_empty_list_where_null_is_allowed_and_a_403_where_it_
         assert_eq!((&last["policy_result"], &last["response_code"]), (&json!("deny"), &json!(403)));
         assert_eq!(last["policy_reason"], "nothing for you");
     }
-    // An Ollama without models: `null`, as it says it, if the policy lets nothing be named.
+    // An Ollama without models says `null`, which clients of OpenAI's do not expect.
     let none = Fixed::start(&[("/v1/models", 200, "application/json", "{\"object\":\"list\",\"data\":null}\n")]).await;
     let open = behind(&none, "deny if input.model == \"x\"").await;
-    assert_eq!(open.get("/v1/models").await.text(), "{\"object\":\"list\",\"data\":null}\n");
+    assert_eq!(open.get("/v1/models").await.text(), "{\"object\":\"list\",\"data\":[]}\n");
     let closed = behind(&none, "deny if input.model == null").await;
     assert_eq!(closed.get("/v1/models").await.status, 403);
 }

@@ -1,10 +1,12 @@
-//! What an operator says of models: settings that are pinned, aliases, fallbacks.
+//! Models: settings that are pinned, aliases, fallbacks; and several backends' models as one list.
 
-use behavry_ollama_proxy::simulator::SimulatorOptions;
+use behavry_ollama_proxy::simulator::{Fault, Simulator, SimulatorOptions, WireForm};
 use serde_json::{Value, json};
 
 use crate::client::Request;
+use crate::fleet::{chat, holding, tables};
 use crate::house::{House, PATIENCE, Plan};
+use crate::puppet::Puppet;
 
 /// The body that the backend got of a request, byte for byte.
 fn sent(house: &House, id: &str) -> String {
@@ -228,4 +230,148 @@ async fn a_circle_of_aliases_stops_the_start_with_words() {
         assert_eq!(ended.code, Some(78), "{word}: {}", ended.stderr);
         assert!(ended.stderr.contains("a -> b -> a leads back to itself"), "{word}: {}", ended.stderr);
     }
+}
+
+/// Three backends, each with models of its own and one in common; what is waited for here takes as long as it takes.
+async fn three() -> [Simulator; 3] {
+    [holding(&["llama3.2", "common"]).await, holding(&["common", "mistral:7b"]).await, holding(&["tiny-embed"]).await]
+}
+
+fn merged(backends: &[Simulator], lines: &str) -> String {
+    let tables = tables(backends.iter().map(|backend| (backend.url(), "")));
+    format!("{tables}[catalogue]\nrefresh_s = 1\nloaded_s = 1\nstraggler_ms = 60000\n{lines}")
+}
+
+fn names(list: &Value) -> Vec<String> {
+    let entries = list["models"].as_array().or(list["data"].as_array()).expect("never null");
+    entries.iter().map(|entry| entry["id"].as_str().or(entry["name"].as_str()).expect("a name").to_owned()).collect()
+}
+
+fn entry<'a>(list: &'a Value, name: &str) -> &'a Value {
+    let entries = list["models"].as_array().or(list["data"].as_array()).expect("a list");
+    entries.iter().find(|entry| entry["id"] == name || entry["name"] == name).expect("it is listed")
+}
+
+/// Asks until an answer is as it should be: the catalogue reads in its own time.
+async fn list_once(house: &House, path: &str, token: &str, is_right: impl Fn(&Value) -> bool) -> Value {
+    let began = std::time::Instant::now();
+    loop {
+        let reply = house.send(Request::get(path).bearer(token)).await;
+        if reply.status == 200 && is_right(&reply.json()) {
+            return reply.json();
+        }
+        assert!(began.elapsed() < PATIENCE, "{path} never was right: {}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn lists_show_the_models_of_all_backends_once_with_what_is_known_of_them() {
+    let backends = three().await;
+    let house = House::with(Plan { config: merged(&backends, ""), ..Plan::default() }).await;
+    let token = house.token();
+    let all = ["llama3.2:latest", "common:latest", "mistral:7b", "tiny-embed:latest"];
+    for path in ["/api/tags", "/v1/models"] {
+        let list = list_once(&house, path, &token, |list| {
+            let entries = list["models"].as_array().or(list["data"].as_array()).expect("a list");
+            entries.iter().all(|entry| !entry["capabilities"].is_null() && !entry["loaded"].is_null())
+        });
+        let list = list.await;
+        assert_eq!(names(&list), all, "{path}");
+        let embed = entry(&list, "tiny-embed:latest");
+        assert_eq!(
+            (&embed["loaded"], &embed["backends"]),
+            (&json!(false), &Value::Null),
+            "{path}: names are for operators"
+        );
+        assert!(entry(&list, "mistral:7b")["context_length"].is_u64(), "{path}: {list}");
+    }
+    let openai = house.get("/v1/models").await.json();
+    assert_eq!(entry(&openai, "tiny-embed:latest")["capabilities"], json!(["embedding"]), "what /api/show says");
+
+    // One that answers is loaded, wherever it is.
+    assert_eq!(house.post("/api/chat", chat("mistral:7b", false)).await.status, 200);
+    list_once(&house, "/v1/models", &token, |list| entry(list, "mistral:7b")["loaded"] == true).await;
+    let running = list_once(&house, "/api/ps", &token, |list| names(list) == ["mistral:7b"]).await;
+    assert!(running["models"][0]["capabilities"].is_null());
+
+    let one = house.send(Request::get("/v1/models/mistral:7b").bearer(&token).id("one")).await;
+    assert_eq!((one.status, one.header("x-behavry-backend")), (200, Some("b")));
+    assert_eq!((&one.json()["id"], &one.json()["loaded"]), (&json!("mistral:7b"), &json!(true)));
+    let absent = house.get("/v1/models/absent").await;
+    assert_eq!((absent.status, absent.json()["error"]["type"].as_str().is_some()), (404, true), "Ollama's own words");
+
+    // Who may manage sees where they are.
+    let operator = house.token_with(&[], &["web:read", "web:write", "ollama:admin"]);
+    for path in ["/api/tags", "/v1/models"] {
+        let list = house.send(Request::get(path).bearer(&operator).id(path)).await.json();
+        assert_eq!(entry(&list, "common:latest")["backends"], json!(["a", "b"]), "{path}");
+        assert_eq!(entry(&list, "tiny-embed:latest")["backends"], json!(["c"]), "{path}");
+        let last = house.final_of(path).await;
+        assert_eq!((&last["extra"]["backend"], &last["extra"]["outcome"]), (&Value::Null, &json!("complete")));
+    }
+    let running = house.send(Request::get("/api/ps").bearer(&operator)).await.json();
+    assert_eq!(running["models"][0]["backends"], json!(["b"]));
+}
+
+#[tokio::test]
+async fn of_a_merged_list_each_model_is_decided() {
+    let backends = three().await;
+    let policy = policy("deny if not input.model in {\"common\", \"mistral:7b\", \"fast\", \"lost\"}");
+    let aliases = "[[model]]\nname = \"fast\"\nalias = \"mistral:7b\"\n[[model]]\nname = \"lost\"\nalias = \"llama3.2\"\n[[model]]\nname = \"hidden\"\nalias = \"common\"\n";
+    let house = House::with(Plan { config: merged(&backends, aliases), policy, ..Plan::default() }).await;
+    for path in ["/api/tags", "/v1/models"] {
+        let reply = house.send(Request::get(path).bearer(&house.token()).id(path)).await;
+        let list = reply.json();
+        // `lost` stands for a model that is denied, and `hidden` is not allowed itself.
+        assert_eq!(names(&list), ["common:latest", "mistral:7b", "fast:latest"], "{path}");
+        assert_eq!(entry(&list, "fast:latest")["alias_of"], "mistral:7b");
+        assert_eq!(house.final_of(path).await["extra"]["filters"], json!(["hidden_models"]));
+    }
+    let one = house.get("/v1/models/fast").await;
+    assert_eq!((&one.json()["id"], one.header("x-behavry-model")), (&json!("fast:latest"), Some("mistral:7b")));
+    assert_eq!(house.get("/v1/models/lost").await.status, 403);
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_takes_its_models_along_and_one_that_stalls_only_hides_its_own() {
+    let backends = three().await;
+    let house = House::with(Plan { config: merged(&backends, ""), ..Plan::default() }).await;
+    let token = house.token();
+    assert_eq!(names(&house.get("/api/tags").await.json()).len(), 4);
+    backends[1].set_fault(Some(Fault::Refuses)).await.expect("set");
+    for path in ["/api/tags", "/v1/models"] {
+        assert_eq!(
+            names(&house.get(path).await.json()),
+            ["llama3.2:latest", "common:latest", "tiny-embed:latest"],
+            "{path}"
+        );
+    }
+    backends[1].set_fault(None).await.expect("set");
+    list_once(&house, "/api/tags", &token, |list| names(list).len() == 4).await;
+    for backend in &backends {
+        backend.set_fault(Some(Fault::Refuses)).await.expect("set");
+    }
+    let down = house.get("/api/tags").await;
+    assert_eq!((down.status, down.code()), (502, "backend_unreachable".to_owned()));
+
+    let (alive, hole) = (holding(&["llama3.2"]).await, Puppet::listen().await);
+    let tables = tables([(hole.url(), ""), (alive.url(), "")]);
+    let config = format!("{tables}[catalogue]\nrefresh_s = 0\nstraggler_ms = 50\n");
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    for path in ["/api/tags", "/v1/models"] {
+        assert_eq!(names(&house.get(path).await.json()), ["llama3.2:latest"], "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_version_of_several_backends_is_the_lowest() {
+    let new = holding(&["llama3.2"]).await;
+    let old = SimulatorOptions { wire: WireForm::Old, ..SimulatorOptions::for_tests() };
+    let backends = [new, Simulator::start(old).await.expect("it listens")];
+    let house = House::with(Plan { config: merged(&backends, ""), ..Plan::default() }).await;
+    assert_eq!(house.get("/api/version").await.json(), json!({ "version": "0.17.4" }));
+    let operator = house.token_with(&[], &["web:read", "web:write", "ollama:admin"]);
+    let told = house.send(Request::get("/api/version").bearer(&operator)).await.json();
+    assert_eq!(told["backends"], json!({ "a": "0.33.0-rc2", "b": "0.17.4" }));
+    assert_eq!(house.send(Request::new("HEAD", "/api/version").bearer(&operator)).await.status, 200);
 }

@@ -1,0 +1,76 @@
+"""One view of one and of three Ollamas, as the official clients read it."""
+import ollama
+import openai
+import pytest
+
+from stack import BINARY, CHAT, EMBED, Proxy, Running, call, clean_environment
+
+HELD = [[CHAT, "mistral"], ["mistral", EMBED], ["codellama"]]
+POLICY = """package behavry.authz
+deny contains "not this one" if not input.model in {"%s", "mistral", "%s", "codellama", "fast"}
+""" % (CHAT, EMBED)
+
+
+def holding(names):
+    program = Running([BINARY, "simulate", "--listen", "127.0.0.1:0", "--models", ",".join(names)], clean_environment())
+    return program, program.wait_for(r"simulator listening on (http://127\.0\.0\.1:\d+)")[1]
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one backend", "three backends"])
+def fleet(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fleet")
+    held = HELD if request.param == 3 else [sorted({name for names in HELD for name in names})]
+    started = [holding(names) for names in held]
+    config = folder / "proxy.toml"
+    config.write_text('[[model]]\nname = "fast"\nalias = "mistral"\n[catalogue]\nloaded_s = 1\nstraggler_ms = 60000\n')
+    proxy = Proxy(folder / "proxy", ",".join(url for _, url in started), POLICY, BEHAVRY_CONFIG=config)
+    yield proxy
+    proxy.stop()
+    for program, _ in started:
+        program.stop()
+
+
+def headers(proxy, *permissions):
+    token = proxy.mint(permissions=("web:read", "web:write", *permissions))
+    return {"Authorization": f"Bearer {token}"}
+
+
+def known(proxy):
+    """The OpenAI list once the catalogue has read everything."""
+    with proxy.program.news:
+        for _ in range(600):
+            listed = call(proxy.base + "/v1/models", headers=headers(proxy)).json["data"]
+            if all(entry.get("capabilities") and "loaded" in entry for entry in listed):
+                return listed
+            proxy.program.news.wait(0.1)
+    raise AssertionError("the catalogue never read everything")
+
+
+def test_openai_lists_and_retrieves_every_model_with_what_is_known_of_it(fleet):
+    known(fleet)
+    client = openai.OpenAI(base_url=fleet.base + "/v1", api_key=fleet.token)
+    models = {model.id: model for model in client.models.list()}
+    assert set(models) == {f"{name}:latest" for name in (CHAT, "mistral", EMBED, "codellama", "fast")}
+    assert models[f"{EMBED}:latest"].capabilities == ["embedding"]
+    assert models["fast:latest"].alias_of == "mistral"
+    assert all(model.object == "model" and model.owned_by for model in models.values())
+    one = client.models.retrieve(EMBED)
+    assert (one.capabilities, one.loaded) == (["embedding"], False)
+    assert client.models.retrieve("fast").id == "fast:latest"
+
+
+def test_ollama_lists_shows_and_runs_them(fleet):
+    client = ollama.Client(host=fleet.base, headers=headers(fleet))
+    assert {model.model for model in client.list().models} == {
+        f"{name}:latest" for name in (CHAT, "mistral", EMBED, "codellama", "fast")}
+    for name in (CHAT, "codellama", "fast"):
+        assert client.chat(name, [{"role": "user", "content": "hi"}]).message.content
+        assert client.show(name).details.family
+    assert {"mistral:latest", "codellama:latest"} <= {model.model for model in client.ps().models}
+    assert client.embed(EMBED, "a text").embeddings
+
+
+def test_who_may_manage_sees_where_models_are(fleet):
+    listed = call(fleet.base + "/v1/models", headers=headers(fleet, "ollama:admin")).json["data"]
+    assert all(entry["backends"] for entry in listed)
+    assert all("backends" not in entry for entry in known(fleet))
