@@ -1,9 +1,10 @@
 //! Load for the bench where oha is blind: streams, whose records it cannot count, and tokens that differ by request.
 //!
 //! ```text
-//! stream_load URL --body JSON [--header 'Name: value'].. [--connections N] [--requests N] [--tokens FILE] [--hold]
+//! stream_load URL --body JSON [--header 'Name: value'].. [--connections N] [--requests N] [--rate N] [--tokens FILE] [--hold]
 //! ```
-//! Every connection asks `--requests` times (1), one after the other. `--tokens` has a token a line: each is used for
+//! Every connection asks `--requests` times (1), one after the other. With `--rate` all of them together ask so often in a second, each
+//! when its turn is: one that comes late because the answer before it was late counts from its turn. `--tokens` has a token a line: each is used for
 //! one request, and the run ends when all are used. `--hold` prints `established N` when every stream has brought its
 //! first record, and keeps them open until standard input ends. The result is one line of JSON; a request counts as
 //! failed unless it is a 200 whose framing is complete and whose last record ends the stream in its dialect's words.
@@ -31,6 +32,8 @@ struct Plan {
     body: String,
     connections: usize,
     requests: usize,
+    /// Requests a second of all connections; as fast as they go without.
+    rate: Option<f64>,
     tokens: Option<Mutex<VecDeque<String>>>,
     hold: bool,
 }
@@ -59,7 +62,7 @@ async fn main() -> ExitCode {
     let (release, released) = watch::channel(false);
     let began = Instant::now();
     let workers: Vec<_> = (0..plan.connections)
-        .map(|_| tokio::spawn(work(plan.clone(), established.clone(), released.clone())))
+        .map(|place| tokio::spawn(work(plan.clone(), place, began, established.clone(), released.clone())))
         .collect();
     if plan.hold {
         established.wait().await;
@@ -100,6 +103,8 @@ async fn main() -> ExitCode {
 /// One connection's requests: the answers, and what went wrong.
 async fn work(
     plan: Arc<Plan>,
+    place: usize,
+    run_began: Instant,
     established: Arc<Barrier>,
     released: watch::Receiver<bool>,
 ) -> (Vec<Answer>, Vec<String>) {
@@ -131,8 +136,17 @@ async fn work(
                 None => break,
             },
         };
+        let mut from = None;
+        if let Some(rate) = plan.rate {
+            let turn = run_began + Duration::from_secs_f64((done * plan.connections + place) as f64 / rate);
+            match turn.checked_duration_since(Instant::now()) {
+                // When the timer comes, a millisecond late at the most, is not the gateway's doing.
+                Some(early) => tokio::time::sleep(early).await,
+                None => from = Some(turn),
+            }
+        }
         done += 1;
-        match tokio::time::timeout(REQUEST_LIMIT, ask(&plan, connection.take(), token)).await {
+        match tokio::time::timeout(REQUEST_LIMIT, ask(&plan, connection.take(), token, from)).await {
             Ok(Ok((answer, kept))) => {
                 answers.push(answer);
                 connection = Some(kept);
@@ -163,13 +177,18 @@ async fn open(plan: &Plan) -> Result<TcpStream, Failure> {
     .await?
 }
 
-/// One request and its whole answer; the connection comes back for the next one.
-async fn ask(plan: &Plan, kept: Option<TcpStream>, token: Option<String>) -> Result<(Answer, TcpStream), Failure> {
+/// One request and its whole answer, whose times count from `from` or from now; the connection comes back for the next one.
+async fn ask(
+    plan: &Plan,
+    kept: Option<TcpStream>,
+    token: Option<String>,
+    from: Option<Instant>,
+) -> Result<(Answer, TcpStream), Failure> {
     let mut stream = match kept {
         Some(stream) => stream,
         None => connect(plan).await?,
     };
-    let began = Instant::now();
+    let began = from.unwrap_or_else(Instant::now);
     stream.write_all(request(plan, token).as_bytes()).await?;
 
     let mut raw = Vec::with_capacity(16 * 1024);
@@ -347,6 +366,7 @@ fn plan(mut words: impl Iterator<Item = String>) -> Result<Plan, Failure> {
             "--header" => plan.headers.push(value),
             "--connections" => plan.connections = value.parse()?,
             "--requests" => plan.requests = value.parse()?,
+            "--rate" => plan.rate = Some(value.parse()?),
             "--tokens" => {
                 plan.tokens = Some(Mutex::new(std::fs::read_to_string(value)?.lines().map(str::to_owned).collect()));
             }

@@ -298,7 +298,10 @@ impl fmt::Display for Fault {
                  deleted them; if a file was renamed, give it its name back"
             ),
             Fault::ChainGone { writer, by, count } => {
-                write!(f, "the chain of {writer} is not there; {by} it had {count} lines")
+                write!(
+                    f,
+                    "{by} the chain of {writer} had {count} lines; they are not there, and no tombstone says that retention deleted them"
+                )
             }
             Fault::ChainShorter { writer, by, count, found } => write!(
                 f,

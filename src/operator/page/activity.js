@@ -342,7 +342,10 @@ function count(data) {
   before = { now, totals };
   if (paused) return;
   sample("requests", grown("requests"), `${number(totals.requests)} in all`);
-  sample("running", all, all ? "" : "nothing runs", number);
+  const agents = new Set(data.running.map((entry) => entry.agent_id)).size;
+  const waiting = data.running.filter((entry) => !known(entry.ttft_ms)).length;
+  const by = `by ${number(agents)} ${agents === 1 ? "agent" : "agents"}, ${number(waiting)} waiting for a first token`;
+  sample("running", all, all ? by : "nothing runs", number);
   sample("tokens", grown("output_tokens"), `${number(totals.input_tokens)} in, ${number(totals.output_tokens)} out in all`);
   sample("refused", grown("refused"), `${number(totals.refused)} in all, ${number(totals.denied)} by policy, ${number(totals.escalated)} escalated`);
   if (totals.requests === 0 && all === 0 && recentRows.all.length === 0 && arrived.length === 0) showFirstRequest(data.public);
