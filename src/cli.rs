@@ -269,7 +269,7 @@ fn check(config: &Config) -> Result<(), Failure> {
     if config.identity.jwks_url.is_some() || config.identity.token_url.is_some() {
         assemble::outbound(config).map_err(Failure::configuration)?;
     }
-    assemble::keys_now(config).map_err(Failure::runtime)?;
+    assemble::keys::load_now(config).map_err(Failure::runtime)?;
     println!("\n# policy revision {}, {} agents", snapshot.policy.revision(), snapshot.agents.len());
     println!("# everything that can be checked without serving is in order");
     Ok(())

@@ -89,13 +89,13 @@ pub fn runtime(config: &Config) -> Result<tokio::runtime::Runtime, ServerError> 
 /// Serves until SIGTERM, SIGINT or `Started::stop`. `ready` is called once both listeners are open.
 pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), ServerError> {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), CAUSES));
-    assemble::make_own_key(&config).map_err(ServerError::Configuration)?;
+    assemble::keys::make_own_key(&config).map_err(ServerError::Configuration)?;
     let files_seen = Seen::now(&config);
     let snapshot = assemble::snapshot(&config).map_err(ServerError::Configuration)?;
     let models = assemble::models(&config).map_err(ServerError::Configuration)?;
     let gate = assemble::operator_gate(&config).map_err(ServerError::Configuration)?;
     let receivers = assemble::sinks(&config).map_err(ServerError::Configuration)?;
-    assemble::note_ttl(&config, &snapshot).map_err(ServerError::Configuration)?;
+    assemble::keys::note_ttl(&config, &snapshot).map_err(ServerError::Configuration)?;
     // Before the audit: a start that fails here is no process that died.
     let public = listen::bind(config.listen)?;
     let operator = listen::bind(config.operator.listen)?;
@@ -172,7 +172,7 @@ pub fn site(
 ) -> Result<Site, String> {
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
     Ok(Site {
-        remote_keys: assemble::remote_keys(config, &snapshot, &ledger.metrics)?,
+        remote_keys: assemble::keys::remote_keys(config, &snapshot, &ledger.metrics)?,
         control_plane: assemble::control_plane(config)?,
         snapshot,
         ledger,

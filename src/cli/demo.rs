@@ -70,7 +70,7 @@ async fn backend_or_simulator(config: &mut Config) -> Result<Option<Simulator>, 
 }
 
 fn demo_token(config: &Config) -> Result<String, Failure> {
-    let issuer = assemble::keys(config).map_err(Failure::configuration)?.issuer;
+    let issuer = assemble::keys::load(config).map_err(Failure::configuration)?.issuer;
     let issuer = issuer
         .ok_or_else(|| Failure::configuration("the demo signs its own token, and no signing key is configured"))?;
     let claims = Claims {

@@ -25,7 +25,7 @@ pub fn make_agent(config: &Config) -> Result<(), Failure> {
     }
     // Not by a start that fails: the secret would be shown to nobody.
     assemble::load_policy(config).map_err(Failure::configuration)?;
-    assemble::keys(config).map_err(Failure::configuration)?;
+    assemble::keys::load(config).map_err(Failure::configuration)?;
     let (_, secret) = Agents::create_with_demo(file).map_err(|e| Failure::configuration(e.to_string()))?;
     // What goes to a terminal is seen by who sits there; anything else (the journal, a log collector) keeps what it gets.
     if std::io::stderr().is_terminal() {

@@ -63,11 +63,11 @@ pub fn run(command: TokenCommand, config: &Config) -> Result<(), Failure> {
 fn print_minted(mint: Mint, config: &Config) -> Result<(), Failure> {
     // A key that gives a long life has to verify as long, also once it is rotated: that is written down before the token is shown,
     // and no rotation may come in between.
-    let noted_ttl_s = mint.ttl_s.filter(|_| assemble::signs_with_own_keys(config));
+    let noted_ttl_s = mint.ttl_s.filter(|_| assemble::keys::signs_with_own_keys(config));
     let failed = |e: own_keys::OwnKeysError| Failure::configuration(e.to_string());
     let alone = noted_ttl_s.map(|_| own_keys::lock(&config.state_dir)).transpose();
     let _alone = alone.map_err(|e| failed(e.into()))?;
-    let issuer = assemble::keys(config).map_err(Failure::configuration)?.issuer.ok_or_else(|| {
+    let issuer = assemble::keys::load(config).map_err(Failure::configuration)?.issuer.ok_or_else(|| {
         Failure::configuration(
             "no key to sign with: set identity.private_key_file, or let the control plane issue tokens",
         )
@@ -95,7 +95,7 @@ fn print_minted(mint: Mint, config: &Config) -> Result<(), Failure> {
 
 fn inspect(token: String, config: &Config) -> Result<(), Failure> {
     let token = if token == "-" { piped()? } else { token };
-    let verifier = assemble::keys_now(config).map_err(Failure::configuration)?.verifier;
+    let verifier = assemble::keys::load_now(config).map_err(Failure::configuration)?.verifier;
     let seen = issuer::inspect(&token, Some((&verifier, jiff::Timestamp::now().as_second())));
     let holds = matches!(seen.verdict, Some(Ok(_)));
     let verdict = match &seen.verdict {

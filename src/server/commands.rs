@@ -42,7 +42,7 @@ impl Commands {
             reloader,
             agents_file: config.identity.agents_file.clone(),
             revocations_file: config.identity.revocations_file.clone(),
-            own_keys: assemble::signs_with_own_keys(config).then(|| config.state_dir.clone()),
+            own_keys: assemble::keys::signs_with_own_keys(config).then(|| config.state_dir.clone()),
             drain_s: config.shutdown.drain.as_secs(),
             stop,
         }

@@ -46,7 +46,7 @@ impl Seen {
             agents: assemble::agents_fingerprint(config),
             revocations: assemble::revocations_fingerprint(config),
             taken_back: None,
-            keys: assemble::keys_fingerprint(config),
+            keys: assemble::keys::fingerprint(config),
         }
     }
 
@@ -66,7 +66,7 @@ impl Seen {
                 self.revocations != before.revocations
             }
             Reloaded::Keys => {
-                self.keys = assemble::keys_fingerprint(config);
+                self.keys = assemble::keys::fingerprint(config);
                 self.keys != before.keys || last.next_key_end.is_some_and(|end| end <= Timestamp::now())
             }
         }
@@ -116,7 +116,7 @@ impl Reloader {
         let (config, last, mut looked) = (Arc::clone(&self.config), self.site.snapshot.load_full(), *seen);
         // Files, and a policy to compile: not on a worker.
         let loaded = spawn_blocking(move || {
-            if what == Reloaded::Keys && !assemble::signs_with_own_keys(&config) {
+            if what == Reloaded::Keys && !assemble::keys::signs_with_own_keys(&config) {
                 return (looked, None); // configured keys are read at the start; those of a URL are swapped in from elsewhere
             }
             let before = looked;

@@ -33,7 +33,7 @@ pub enum KeysCommand {
 }
 
 pub fn run(command: KeysCommand, config: &Config) -> Result<(), Failure> {
-    if !assemble::signs_with_own_keys(config) {
+    if !assemble::keys::signs_with_own_keys(config) {
         return Err(keys_are_configured().into());
     }
     match command {
@@ -63,7 +63,7 @@ fn rotate(config: &Config, algorithm: Option<String>, end_old: bool) -> Result<(
     if asked == Some(Algorithm::Hs256) {
         return Err(Failure::usage("HS256 needs a secret that others know; --algorithm wants RS256, ES256 or EdDSA"));
     }
-    let configured = config.identity.algorithm.map(assemble::algorithm);
+    let configured = config.identity.algorithm.map(assemble::keys::algorithm);
     if let (Some(asked), Some(configured)) = (asked, configured)
         && asked != configured
     {

@@ -39,7 +39,7 @@ pub fn run(what: Revoke, config: &Config) -> Result<(), Failure> {
         Subject::Session(id) => format!("session {id} is revoked"),
         Subject::Agent(id) => format!("the tokens that agent {id} has by now are revoked"),
     };
-    let ours = assemble::signs_with_own_keys(config);
+    let ours = assemble::keys::signs_with_own_keys(config);
     let request = Request::Revoke(Revocation { subject, reason: what.reason, ours });
     match control::ask(&config.state_dir, &request) {
         Ok(_) => {}
@@ -58,7 +58,7 @@ pub fn run(what: Revoke, config: &Config) -> Result<(), Failure> {
 
 /// Only a token that holds: of any other, nothing that it says can be believed, and nothing has to be revoked.
 fn session_of(token: &str, config: &Config) -> Result<String, Failure> {
-    let verifier = assemble::keys_now(config).map_err(Failure::configuration)?.verifier;
+    let verifier = assemble::keys::load_now(config).map_err(Failure::configuration)?.verifier;
     match verifier.verify_token(token, Timestamp::now().as_second()) {
         Ok(caller) => Ok(caller.session_id.clone()),
         Err(cause::EXPIRED) => Err(Failure::runtime("this token has expired: nothing is left to revoke")),
