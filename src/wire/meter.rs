@@ -133,11 +133,6 @@ impl Meter {
     pub fn records(&self) -> u64 {
         self.records
     }
-
-    /// What is known so far (for budgets that look at running streams).
-    pub fn so_far(&self) -> Usage {
-        self.usage
-    }
 }
 
 fn end_of_record(tokens: &mut Tokens, usage: &mut Usage) {
