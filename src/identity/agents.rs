@@ -12,27 +12,24 @@
 //! device_keys = ["ssh-ed25519 AAAA.. me@laptop"]       # optional: what Ollama's own client signs with
 //! api_keys = [{ name = "ci", sha256 = "9f86d0.." }]    # optional; they count where `identity.api_keys` is on
 //! ```
+//!
+//! `file` reads its text, and [`edit`] changes it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
-use toml::Spanned;
 
-use super::api_key::{self, ApiKeyHash};
-use super::device::DeviceKey;
-use super::keyring::{Keyring, Taken};
+use super::keyring::Keyring;
 use super::secret::{Secret, SecretHash};
-use super::{issuer, private_file, token};
+use super::{issuer, private_file};
 
 pub mod edit;
+mod file;
 
 /// The agent that a first start makes.
 pub const DEMO_AGENT_ID: &str = "demo-agent";
-
-/// Most device keys, and most API keys, of one agent. Whoever needs more wants another agent.
-const MAX_KEYS: usize = 64;
 
 /// Whether an agent may have tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,43 +141,7 @@ impl Agents {
 
     /// Reads the text of a file.
     pub fn parse(text: &str) -> Result<Agents, AgentsError> {
-        let fault = |offset: usize, what: String| {
-            let line = 1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count();
-            AgentsError::Content { path: None, line, what }
-        };
-        let file: FileText = toml::from_str(text).map_err(|error| {
-            // `message`, not Display: that one quotes the line, which may hold a hash.
-            fault(error.span().map_or(0, |span| span.start), error.message().to_owned())
-        })?;
-        let mut agents = Agents::default();
-        for entry in file.agent {
-            let offset = entry.span().start;
-            let entry = entry.into_inner();
-            let hash = match &entry.secret_hash {
-                None => None,
-                Some(hash) => Some(
-                    SecretHash::parse(hash.get_ref())
-                        .map_err(|why| fault(hash.span().start, format!("`secret_hash` {why}")))?,
-                ),
-            };
-            let agent = Agent {
-                id: entry.id,
-                name: entry.name,
-                roles: entry.roles,
-                permissions: entry.permissions,
-                risk_tier: entry.risk_tier,
-                state: entry.state,
-            };
-            check(&agent).map_err(|what| fault(offset, what))?;
-            if agents.by_id.contains_key(&agent.id) {
-                return Err(fault(offset, format!("the id {:?} is there twice: give each agent its own", agent.id)));
-            }
-            add_keys(&mut agents.keyring, &agent, &entry.device_keys, &entry.api_keys)
-                .map_err(|(at, what)| fault(at.unwrap_or(offset), what))?;
-            agents.order.push(agent.id.clone());
-            agents.by_id.insert(agent.id.clone(), (agent, hash));
-        }
-        Ok(agents)
+        file::parse(text)
     }
 
     /// Makes the file (0600, whole or not at all) with one agent for the demo, and returns its secret, which is in no
@@ -260,276 +221,5 @@ impl Agents {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileText {
-    #[serde(default)]
-    agent: Vec<Spanned<Entry>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    id: String,
-    name: Option<String>,
-    #[serde(default)]
-    roles: Vec<String>,
-    #[serde(default)]
-    permissions: Vec<String>,
-    risk_tier: Option<String>,
-    #[serde(default)]
-    state: State,
-    secret_hash: Option<Spanned<String>>,
-    #[serde(default)]
-    device_keys: Vec<Spanned<String>>,
-    #[serde(default)]
-    api_keys: Vec<Spanned<ApiKeyEntry>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ApiKeyEntry {
-    name: String,
-    sha256: String,
-}
-
-/// Puts an agent's keys on the ring. The error is where and what.
-fn add_keys(
-    keyring: &mut Keyring,
-    agent: &Agent,
-    device_keys: &[Spanned<String>],
-    api_keys: &[Spanned<ApiKeyEntry>],
-) -> Result<(), (Option<usize>, String)> {
-    for (what, count) in [("device_keys", device_keys.len()), ("api_keys", api_keys.len())] {
-        if count > MAX_KEYS {
-            return Err((None, format!("`{what}` has more than {MAX_KEYS}: remove some, or make another agent")));
-        }
-    }
-    let twice = |what: &str, taken: Taken| {
-        format!(
-            "this {what} is the agent {:?}'s already: a key belongs to one agent, so take it out of one",
-            taken.agent_id
-        )
-    };
-    for line in device_keys {
-        let at = Some(line.span().start);
-        let key = DeviceKey::parse(line.get_ref()).map_err(|why| (at, format!("one of `device_keys` {why}")))?;
-        keyring.add_device(key, agent).map_err(|taken| (at, twice("device key", taken)))?;
-    }
-    let mut names = HashSet::new();
-    for entry in api_keys {
-        let at = Some(entry.span().start);
-        let ApiKeyEntry { name, sha256 } = entry.get_ref();
-        let hash = ApiKeyHash::parse(sha256).map_err(|why| (at, format!("`sha256` {why}")))?;
-        if !token::is_plain(name, api_key::MAX_NAME_CHARS) {
-            let what =
-                format!("`name` must have 1 to {} characters and no control characters", api_key::MAX_NAME_CHARS);
-            return Err((at, what));
-        }
-        if !names.insert(name) {
-            return Err((at, format!("the API key {name:?} is there twice: give each a name of its own")));
-        }
-        keyring.add_api_key(hash, agent).map_err(|taken| (at, twice("API key", taken)))?;
-    }
-    Ok(())
-}
-
-/// What the verifier would refuse in a token is refused in the file.
-fn check(agent: &Agent) -> Result<(), String> {
-    let plain = |what: &str, text: &str, max_chars: usize| {
-        if token::is_plain(text, max_chars) {
-            return Ok(());
-        }
-        Err(format!("{what} must have 1 to {max_chars} characters and no control characters"))
-    };
-    plain("`id`", &agent.id, token::MAX_ID_CHARS)?;
-    agent.name.iter().try_for_each(|name| plain("`name`", name, token::MAX_WORD_CHARS))?;
-    agent.risk_tier.iter().try_for_each(|tier| plain("`risk_tier`", tier, token::MAX_WORD_CHARS))?;
-    agent.roles.iter().try_for_each(|role| plain("each of `roles`", role, token::MAX_WORD_CHARS))?;
-    agent.permissions.iter().try_for_each(|word| plain("each of `permissions`", word, token::MAX_WORD_CHARS))?;
-    if agent.roles.len() > token::MAX_ROLES {
-        return Err(format!("`roles` has more than {}: remove some", token::MAX_ROLES));
-    }
-    if agent.permissions.len() > token::MAX_PERMISSIONS {
-        return Err(format!("`permissions` has more than {}: remove some", token::MAX_PERMISSIONS));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-
-    use super::*;
-    use crate::identity::cause;
-
-    fn agent(id: &str, more: &str) -> String {
-        format!("[[agent]]\nid = \"{id}\"\n{more}\n")
-    }
-
-    fn fault(text: &str) -> String {
-        Agents::parse(text).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn the_right_secret_gives_the_agent() {
-        let secret = Secret::random();
-        let hash = SecretHash::of(&secret);
-        let line = format!("secret_hash = \"{}\"", hash.as_str());
-        let text = agent("a", &line) + &agent("b", &format!("{line}\nstate = \"suspended\"")) + &agent("c", "");
-        let agents = Agents::parse(&text).unwrap();
-        assert_eq!(agents.authenticate("a", &secret).unwrap().id, "a");
-        assert_eq!(agents.authenticate("a", &Secret::random()), Err(AuthFailure::WrongIdOrSecret));
-        assert_eq!(agents.authenticate("nobody", &secret), Err(AuthFailure::WrongIdOrSecret));
-        assert_eq!(agents.authenticate("c", &secret), Err(AuthFailure::WrongIdOrSecret), "no hash, no secret");
-        assert_eq!(agents.authenticate("b", &secret), Err(AuthFailure::Suspended));
-        assert_eq!(agents.authenticate("b", &Secret::random()), Err(AuthFailure::WrongIdOrSecret));
-    }
-
-    #[test]
-    fn a_broken_file_is_refused_with_its_line() {
-        for (text, line, words) in [
-            (agent("a", "colour = \"red\""), 3, "unknown field"),
-            (agent("a", "") + &agent("a", ""), 4, "twice"),
-            (agent("a", "id = \"b\""), 3, "duplicate"),
-            (agent("a", "state = \"asleep\""), 3, "unknown variant"),
-            (agent("a", "secret = \"hunter2\""), 3, "unknown field"),
-            (agent("a", "\nsecret_hash = \"hunter2\""), 4, "argon2id"),
-            (agent("", ""), 1, "`id`"),
-            (agent("a\\u001b", ""), 1, "`id`"),
-            (agent("a", "roles = [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\"]"), 1, "`roles`"),
-            ("[[agent]]\nname = \"x\"\n".into(), 1, "missing field `id`"),
-            ("\n\n[agents]\n".into(), 3, "unknown field"),
-            ("id = ".into(), 1, ""),
-        ] {
-            let said = fault(&text);
-            assert!(said.starts_with(&format!("agents.toml:{line}: ")) && said.contains(words), "{text}\n{said}");
-            assert!(!said.contains("hunter2"), "a hash or secret is never quoted");
-        }
-    }
-
-    const DEVICE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBwHRSNviAJ/Gf9o9Iq7i4SwiFXNWG8ELj5+xDRdKidG me@laptop";
-
-    fn device_keys(lines: &[&str]) -> String {
-        format!("device_keys = {lines:?}")
-    }
-
-    fn api_keys(keys: &[(&str, &str)]) -> String {
-        let keys: Vec<String> = keys
-            .iter()
-            .map(|(name, key)| format!("{{ name = {name:?}, sha256 = \"{}\" }}", ApiKeyHash::of(key).to_hex()))
-            .collect();
-        format!("api_keys = [{}]", keys.join(", "))
-    }
-
-    #[test]
-    fn a_device_key_stands_for_its_agent() {
-        let text = agent("a", "roles = [\"r\"]\npermissions = [\"web:read\"]\nrisk_tier = \"low\"\nname = \"A\"")
-            + &device_keys(&[DEVICE]);
-        let agents = Agents::parse(&text).unwrap();
-        let key = DeviceKey::parse(DEVICE).unwrap();
-        let caller = agents.keyring().device(&key).unwrap();
-        assert_eq!((&*caller.agent_id, caller.agent_name.as_deref()), ("a", Some("A")));
-        assert_eq!(caller.session_id, "SHA256:rz2L0IwXB9NDnzf6Q5IAEMIS92rk/5mYNNhLMtR1ylU");
-        assert_eq!((&caller.roles[..], &caller.permissions[..]), (&["r".to_owned()][..], &["web:read".to_owned()][..]));
-        assert_eq!(caller.risk_tier.as_deref(), Some("low"));
-        let nobody = Agents::parse(&agent("a", "")).unwrap();
-        assert_eq!(nobody.keyring().device(&key), Err(cause::UNKNOWN_DEVICE));
-        let asleep = Agents::parse(&agent("a", &format!("state = \"suspended\"\n{}", device_keys(&[DEVICE])))).unwrap();
-        assert_eq!(asleep.keyring().device(&key), Err(cause::SUSPENDED));
-    }
-
-    #[test]
-    fn an_api_key_counts_where_it_is_turned_on_and_its_agent_is_active() {
-        let text = agent("a", &api_keys(&[("ci", "bop_1"), ("other", "bop_2")]))
-            + &agent("b", &format!("state = \"suspended\"\n{}", api_keys(&[("ci", "bop_3")])));
-        let off = Agents::parse(&text).unwrap();
-        assert_eq!(off.keyring().api_key("bop_1"), Err(cause::API_KEYS_OFF));
-        let on = off.accepting_api_keys(true);
-        let caller = on.keyring().api_key("bop_1").unwrap();
-        assert_eq!((&*caller.agent_id, &*caller.session_id), ("a", &*ApiKeyHash::of("bop_1").session_id()));
-        assert_eq!(on.keyring().api_key("bop_2").unwrap().agent_id, "a");
-        assert_eq!(on.keyring().api_key("bop_3"), Err(cause::SUSPENDED));
-        assert_eq!(on.keyring().api_key("bop_4"), Err(cause::UNKNOWN_API_KEY));
-        assert!(!format!("{on:?}").contains(&ApiKeyHash::of("bop_1").to_hex()), "no debug text holds a hash");
-    }
-
-    #[test]
-    fn a_key_that_is_broken_or_belongs_to_two_is_refused_with_its_line() {
-        let same_key_other_comment = DEVICE.replace("me@laptop", "you@desk");
-        let many = vec![DEVICE; 65];
-        for (text, line, words) in [
-            (agent("a", &device_keys(&["ssh-rsa AAAA hunter2"])), 3, "ssh-ed25519"),
-            (
-                agent("a", &device_keys(&[DEVICE])) + &agent("b", &device_keys(&[&same_key_other_comment])),
-                6,
-                "agent \"a\"'s",
-            ),
-            (agent("a", &device_keys(&[DEVICE, &same_key_other_comment])), 3, "one agent"),
-            (agent("a", &device_keys(&many)), 1, "more than 64"),
-            (agent("a", "api_keys = [{ name = \"ci\", sha256 = \"hunter2\" }]"), 3, "SHA-256"),
-            (agent("a", "api_keys = [{ name = \"ci\", key = \"hunter2\" }]"), 3, "unknown field"),
-            (agent("a", &api_keys(&[("", "bop_1")])), 3, "`name`"),
-            (agent("a", &api_keys(&[("ci", "bop_1"), ("ci", "bop_2")])), 3, "twice"),
-            (
-                agent("a", &api_keys(&[("ci", "bop_1")])) + &agent("b", &api_keys(&[("ci", "bop_1")])),
-                6,
-                "agent \"a\"'s",
-            ),
-        ] {
-            let said = fault(&text);
-            assert!(said.starts_with(&format!("agents.toml:{line}: ")) && said.contains(words), "{text}\n{said}");
-            assert!(!said.contains("hunter2") && !said.contains("AAAAC3"), "a key or hash is never quoted");
-        }
-    }
-
-    #[test]
-    fn an_empty_file_has_no_agents() {
-        assert!(Agents::parse("").unwrap().is_empty());
-    }
-
-    #[test]
-    fn agents_keep_the_order_of_the_file() {
-        let agents = Agents::parse(&(agent("z", "") + &agent("a", "") + &agent("m", ""))).unwrap();
-        assert_eq!(agents.iter().map(|agent| agent.id.as_str()).collect::<Vec<_>>(), ["z", "a", "m"]);
-    }
-
-    #[test]
-    fn the_first_start_makes_one_agent_and_never_replaces_a_file() {
-        let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("state/agents.toml");
-        let (made, secret) = Agents::create_with_demo(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let loaded = Agents::load(&path).unwrap();
-        assert_eq!(made.find(DEMO_AGENT_ID), loaded.find(DEMO_AGENT_ID));
-        assert_eq!(loaded.authenticate(DEMO_AGENT_ID, &secret).unwrap().permissions, ["web:read", "web:write"]);
-        assert!(!std::fs::read_to_string(&path).unwrap().contains(secret.expose()), "secrets are stored hashed");
-        assert!(matches!(Agents::create_with_demo(&path), Err(AgentsError::AlreadyThere { .. })));
-    }
-
-    #[test]
-    fn agents_agree_on_an_id_while_nothing_of_it_has_changed() {
-        let with = |hash: &SecretHash, more: &str| {
-            let text = agent("a", &format!("secret_hash = \"{}\"\n{more}", hash.as_str())) + &agent("b", "");
-            Agents::parse(&text).unwrap()
-        };
-        let hash = SecretHash::of_nobody();
-        let now = with(&hash, "");
-        assert!(now.agrees_on(&with(&hash, "state = \"active\""), "a") && now.agrees_on(&Agents::default(), "nobody"));
-        for other in [with(&SecretHash::of_nobody(), ""), with(&hash, "state = \"suspended\""), Agents::default()] {
-            assert!(!now.agrees_on(&other, "a"));
-        }
-    }
-
-    #[test]
-    fn a_file_that_others_can_write_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("agents.toml");
-        std::fs::write(&path, agent("a", "")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(Agents::load(&path).is_ok());
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o664)).unwrap();
-        assert!(Agents::load(&path).unwrap_err().to_string().contains("chmod go-w"));
-        assert!(matches!(Agents::load(&root.path().join("none")), Err(AgentsError::NotThere { .. })));
-    }
-}
+mod tests;

@@ -8,7 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
-use super::{Agent, Agents, AgentsError, State, check};
+use super::file::check;
+use super::{Agent, Agents, AgentsError, State};
 use crate::identity::api_key::{self, ApiKeyHash};
 use crate::identity::device::DeviceKey;
 use crate::identity::private_file::{self, FileError};
