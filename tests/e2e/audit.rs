@@ -11,9 +11,9 @@ use ed25519_dalek::Signer;
 use ed25519_dalek::pkcs8::DecodePrivateKey;
 use serde_json::{Value, json};
 
-use crate::backstage::Backstage;
 use crate::client::{Connection, End, Reply, Request};
 use crate::house::{House, PATIENCE, Plan, read_lines, read_records, segments, wait_until};
+use crate::puppet::Puppet;
 
 fn chat(model: &str) -> Value {
     json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] })
@@ -334,16 +334,16 @@ async fn without_an_audit_sink_nothing_is_served_and_service_resumes_by_itself()
 
 #[tokio::test]
 async fn a_stream_that_runs_when_the_disk_fills_is_finished_and_recorded_later() {
-    let backend = Backstage::open().await;
+    let backend = Puppet::listen().await;
     let house = House::with(Plan { backend: Some(backend.url()), ..Plan::default() }).await;
     let (token, dir) = (house.token(), house.audit_dir());
     let mut connection = Connection::open(house.public).await;
     connection.send(&Request::post("/api/chat", chat("tiny-story")).bearer(&token).id("running")).await;
-    let mut scene = backend.scene().await;
+    let mut hand = backend.asked().await;
     let first = r#"{"model":"tiny-story","message":{"role":"assistant","content":"a"},"done":false}"#;
     let last = r#"{"model":"tiny-story","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop","prompt_eval_count":3,"eval_count":2}"#;
-    scene.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n").await;
-    scene.write(format!("{:x}\r\n{first}\n\r\n", first.len() + 1).as_bytes()).await;
+    hand.try_say(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    hand.try_say(format!("{:x}\r\n{first}\n\r\n", first.len() + 1).as_bytes()).await;
     connection.head().await.expect("a head");
     connection.chunk().await.expect("a chunk").expect("whole");
 
@@ -354,12 +354,12 @@ async fn a_stream_that_runs_when_the_disk_fills_is_finished_and_recorded_later()
         other.send(&Request::post("/api/chat", chat("tiny-story")).bearer(&token)).await;
         tokio::select! {
             reply = other.reply(false) => break reply.expect("a reply"),
-            _ = backend.scene() => {}
+            _ = backend.asked() => {}
         }
     };
     assert_eq!((refused.status, refused.code()), (503, "audit_unavailable".to_owned()));
 
-    scene.write(format!("{:x}\r\n{last}\n\r\n0\r\n\r\n", last.len() + 1).as_bytes()).await;
+    hand.try_say(format!("{:x}\r\n{last}\n\r\n0\r\n\r\n", last.len() + 1).as_bytes()).await;
     let chunk = connection.chunk().await.expect("a chunk").expect("whole");
     assert_eq!(String::from_utf8_lossy(&chunk).trim_end(), last);
     assert!(connection.chunk().await.is_none(), "a clean end");

@@ -12,7 +12,6 @@ mod audit;
 mod audit_commands;
 mod auth;
 mod backends;
-mod backstage;
 mod bare_door;
 mod bodies;
 mod broken_streams;

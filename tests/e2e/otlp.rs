@@ -12,10 +12,10 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use prost::Message;
 use serde_json::{Map, Value, json};
 
-use crate::backstage::Backstage;
 use crate::client::{Connection, Request};
 use crate::collector::{Collector, Delivery, Does};
 use crate::house::{House, Plan, program, run_to_end, wait_until};
+use crate::puppet::Puppet;
 use crate::sinks::{Hooked, chains, has_all, private, serve, until, value, whole_and_in_order};
 
 const LAG: &str = r#"behavry_ollama_audit_lag_records{sink="otlp"}"#;
@@ -250,7 +250,7 @@ async fn requests_are_served_while_every_sink_is_dead_and_each_catches_up_by_its
 
 #[tokio::test]
 async fn no_log_has_a_word_of_a_prompt_or_a_reply() {
-    let (backend, collector) = (Backstage::open().await, Collector::open(Does::Takes).await);
+    let (backend, collector) = (Puppet::listen().await, Collector::open(Does::Takes).await);
     let plan = Plan { config: config(&collector, ""), backend: Some(backend.url()), ..Plan::default() };
     let house = House::with(plan).await;
     let body = r#"{"model":"canary","message":{"role":"assistant","content":"canary-reply"},"done":true}"#;
@@ -260,7 +260,7 @@ async fn no_log_has_a_word_of_a_prompt_or_a_reply() {
         json!({ "model": "llama3.2", "stream": false, "messages": [{ "role": "user", "content": "canary-prompt" }] });
     let mut connection = Connection::open(house.public).await;
     connection.send(&Request::post("/api/chat", ask).bearer(&house.token()).id("asked")).await;
-    backend.scene().await.write(reply.as_bytes()).await;
+    backend.asked().await.try_say(reply.as_bytes()).await;
     assert!(connection.reply(false).await.expect("a reply").text().contains("canary-reply"));
     house.final_of("asked").await;
     wait_for_all(&house, &collector).await;

@@ -12,11 +12,11 @@ use behavry_ollama_proxy::identity::issuer::Claims;
 use behavry_ollama_proxy::simulator::Fault;
 use serde_json::{Value, json};
 
-use crate::backstage::Backstage;
 use crate::client::{Connection, Reply, Request};
 use crate::h2_client::H2;
 use crate::house::{House, Plan};
 use crate::kept::{Kept, control};
+use crate::puppet::Puppet;
 
 /// Begins every mark. Nothing else holds it, whatever its case.
 const MARK: &str = "canary";
@@ -289,7 +289,7 @@ async fn nothing_that_a_caller_sends_is_kept_shown_or_quoted() {
 
 #[tokio::test]
 async fn nothing_that_a_backend_says_is_kept_or_shown_and_its_garbage_is_not_quoted() {
-    let backend = Backstage::open().await;
+    let backend = Puppet::listen().await;
     let house = loud_house(Plan { backend: Some(backend.url()), ..Plan::default() }).await;
     let headers = "server: canary-server\r\nset-cookie: canary-cookie=1\r\nx-canary: canary\r\nwww-authenticate: canary\r\n\
         location: http://canary/\r\n";
@@ -375,9 +375,9 @@ async fn nothing_that_a_backend_says_is_kept_or_shown_and_its_garbage_is_not_quo
 }
 
 /// Answers every request with the same bytes and closes.
-async fn answer_all(backend: &Backstage, bytes: &[u8]) {
+async fn answer_all(backend: &Puppet, bytes: &[u8]) {
     loop {
-        backend.scene().await.write(bytes).await;
+        backend.asked().await.try_say(bytes).await;
     }
 }
 

@@ -34,6 +34,13 @@ impl Puppet {
         stream.set_nodelay(true).expect("a socket");
         Hand { stream, unread: Vec::new() }
     }
+
+    /// The next connection, once its request has come.
+    pub async fn asked(&self) -> Hand {
+        let mut hand = self.accept().await;
+        hand.request().await;
+        hand
+    }
 }
 
 /// One connection of the proxy.
@@ -64,6 +71,11 @@ impl Hand {
         timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("in time").expect("written");
     }
 
+    /// The same where the proxy may have closed the connection.
+    pub async fn try_say(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("in time");
+    }
+
     /// The head of a stream.
     pub async fn open_stream(&mut self, content_type: &str) {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -75,12 +87,6 @@ impl Hand {
         framed.extend_from_slice(bytes);
         framed.extend_from_slice(b"\r\n");
         self.say(framed).await;
-    }
-
-    /// The same where the proxy may have closed the connection.
-    pub async fn try_chunk(&mut self, bytes: &[u8]) {
-        let framed = [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
-        let _ = timeout(PATIENCE, self.stream.write_all(&framed)).await.expect("in time");
     }
 
     /// A whole reply in JSON.

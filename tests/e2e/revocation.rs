@@ -230,7 +230,8 @@ async fn nothing_that_a_backend_says_after_the_command_has_returned_reaches_a_re
         let token = token(&house, "agent", &session);
         let (mut client, mut hand) = running(&house, &puppet, "/api/chat", &token, &id).await;
         done(&house, &["token", "revoke", "--session", &session]).await;
-        hand.try_chunk(b"{\"message\":{\"content\":\"too late\"},\"done\":false}\n").await;
+        let late = "{\"message\":{\"content\":\"too late\"},\"done\":false}\n";
+        hand.try_say(format!("{:x}\r\n{late}\r\n", late.len())).await;
         assert_eq!(frame(&mut client).await, format!("{{\"error\":\"{WORDS}\"}}\n"), "round {round}");
         assert_eq!(house.final_of(&id).await["extra"]["outcome"], "revoked");
     }

@@ -12,11 +12,11 @@ use hmac::{Hmac, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-use crate::backstage::Backstage;
 use crate::client::Request;
 use crate::collector::{Collector, Delivery, Does};
 use crate::house::{House, PATIENCE, Plan, program, run_to_end, segments, wait_until};
 use crate::key_server::tls_for;
+use crate::puppet::Puppet;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -391,7 +391,7 @@ async fn check_says_what_is_wrong_with_a_sink_and_shows_no_secret() {
 #[tokio::test]
 async fn no_sink_hears_a_word_of_a_prompt_or_a_reply() {
     let (hooked, collector) = (Hooked::new(), Collector::open(Does::Takes).await);
-    let backend = Backstage::open().await;
+    let backend = Puppet::listen().await;
     let config = hooked.config(&collector.url(), "", "");
     let house = House::with(Plan { config, backend: Some(backend.url()), ..Plan::default() }).await;
     let body = r#"{"model":"canary","message":{"role":"assistant","content":"canary-reply"},"done":true,"done_reason":"canary and more"}"#;
@@ -400,7 +400,7 @@ async fn no_sink_hears_a_word_of_a_prompt_or_a_reply() {
     let ask = json!({ "model": "llama3.2", "stream": false, "canary": "canary",
         "messages": [{ "role": "user", "content": "canary-prompt" }] });
     let ask = Request::post("/api/chat?canary=1", ask).header("cookie", "canary").bearer(&house.token()).id("asked");
-    let answered = tokio::join!(house.send(ask), async { backend.scene().await.write(reply.as_bytes()).await });
+    let answered = tokio::join!(house.send(ask), async { backend.asked().await.try_say(reply.as_bytes()).await });
     assert!(answered.0.text().contains("canary-reply"), "the client has it");
     let has_final = |line: &String| line.contains("asked") && line.contains(r#""phase":"final""#);
     wait_until("the final record", || collector.lines().iter().any(has_final).then_some(())).await;

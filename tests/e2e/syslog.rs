@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::backstage::Backstage;
 use crate::client::{Connection, Request};
 use crate::house::{House, Plan, wait_until};
+use crate::puppet::Puppet;
 use crate::sinks::{chains, has_all, serve, until, value, whole_and_in_order};
 use crate::syslog_receiver::{Datagrams, Seen, Serves, Stream};
 
@@ -131,7 +131,7 @@ async fn over_tcp_each_comes_once_while_all_is_well_and_the_last_ones_before_the
 #[tokio::test]
 async fn no_message_has_a_word_of_a_prompt_or_a_reply() {
     let receiver = Stream::open(Serves::Whole).await;
-    let backend = Backstage::open().await;
+    let backend = Puppet::listen().await;
     let config = config(&format!("tcp://{}", receiver.address));
     let house = House::with(Plan { config, backend: Some(backend.url()), ..Plan::default() }).await;
     let body = r#"{"model":"canary","message":{"role":"assistant","content":"canary-reply"},"done":true}"#;
@@ -141,7 +141,7 @@ async fn no_message_has_a_word_of_a_prompt_or_a_reply() {
         json!({ "model": "llama3.2", "stream": false, "messages": [{ "role": "user", "content": "canary-prompt" }] });
     let mut connection = Connection::open(house.public).await;
     connection.send(&Request::post("/api/chat", ask).bearer(&house.token()).id("asked")).await;
-    backend.scene().await.write(reply.as_bytes()).await;
+    backend.asked().await.try_say(reply.as_bytes()).await;
     assert!(connection.reply(false).await.expect("a reply").text().contains("canary-reply"));
     house.final_of("asked").await;
     wait_for_all(&house, &receiver.seen).await;
