@@ -40,7 +40,7 @@ mod link;
 mod outgoing;
 
 pub use link::{Link, Ticket};
-pub use outgoing::{CUT, REFUSED, SLOW_READER};
+pub use outgoing::{AGAIN, CUT, REFUSED, SLOW_READER};
 
 use self::chunks::Judged;
 use self::downstream::Downstream;

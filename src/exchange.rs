@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::identity::Caller;
 use crate::intake::Held;
 use crate::ledger::metrics::InFlight;
@@ -17,6 +19,7 @@ use crate::policy::Permit;
 use crate::refusal::Refusal;
 use crate::snapshot::Snapshot;
 use crate::upstream::Lease;
+use crate::wire::convert;
 use crate::wire::failure::Stream;
 use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
@@ -80,6 +83,8 @@ pub struct Exchange {
     /// The policy's word on a request that it refused.
     pub denial: Option<PolicyWord>,
     pub receipt: Option<Receipt>,
+    /// A request of `/v1/responses` as it is to be sent, until the reply begins: for an older Ollama it is converted.
+    pub convertible: Option<Bytes>,
 
     // ---- placed
     /// The backend that the request names, where that decides.
@@ -90,6 +95,10 @@ pub struct Exchange {
     /// How many of the backend's addresses could not be connected to; the next attempt takes the next one.
     pub unreachable: usize,
     pub dispatched: Option<Instant>,
+    /// The present attempt is converted; what its reply repeats.
+    pub conversion: Option<convert::Reply>,
+    /// The reply that came is one to a converted request.
+    pub converted: bool,
 
     // ---- streaming
     pub upstream_status: Option<u16>,
@@ -101,6 +110,8 @@ pub struct Exchange {
     pub mender: Option<Mender>,
     /// Of a reply that is none.
     pub whole: Option<Whole>,
+    /// Of a stream that is converted.
+    pub events: Option<convert::Events>,
     /// Bytes of a body that is passed on as it comes.
     pub streamed_bytes: u64,
 
@@ -173,10 +184,13 @@ impl Exchange {
             denial: None,
             receipt: None,
             named_backend: None,
+            convertible: None,
             lease: None,
             attempts: 0,
             unreachable: 0,
             dispatched: None,
+            conversion: None,
+            converted: false,
             upstream_status: None,
             first_byte: None,
             last_byte: None,
@@ -184,6 +198,7 @@ impl Exchange {
             hider: None,
             mender: None,
             whole: None,
+            events: None,
             streamed_bytes: 0,
             status: None,
             refusal: None,
@@ -204,7 +219,10 @@ impl Exchange {
     }
 
     /// What a stream ends with that cannot come to its own end, in the client's dialect.
-    pub fn last_words(&self, refusal: &Refusal, sse: bool, mid_record: bool) -> Vec<u8> {
+    pub fn last_words(&mut self, refusal: &Refusal, sse: bool, mid_record: bool) -> Vec<u8> {
+        if let Some(events) = &mut self.events {
+            return events.fail_with(&refusal.detail, now_s());
+        }
         let next_event = self.mender.as_ref().map_or(0, Mender::next_event);
         refusal.frame(Stream::of(self.dialect, self.endpoint(), sse, next_event), mid_record)
     }
@@ -215,6 +233,11 @@ impl Exchange {
             _ => None,
         }
     }
+}
+
+/// Seconds since 1970.
+pub fn now_s() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
 }
 
 fn is_request_id(id: &str) -> bool {

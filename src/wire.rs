@@ -156,6 +156,7 @@ impl Endpoint {
 
 mod anthropic;
 pub mod ask;
+pub mod convert;
 pub mod failure;
 pub mod filter;
 pub mod frames;

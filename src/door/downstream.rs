@@ -97,11 +97,11 @@ impl Downstream {
         }
     }
 
-    /// From now on the body is the one that the intake has left in the link, if any.
+    /// From now on the body is the one that was left in the link, if any: by the intake, or for this attempt.
     fn adopt(&mut self) {
-        if self.body.is_none() {
-            self.body = self.link.take_body();
-            self.empty = self.body.as_ref().is_some_and(Bytes::is_empty);
+        if let Some(body) = self.link.take_body() {
+            self.empty = body.is_empty();
+            self.body = Some(body);
         }
     }
 

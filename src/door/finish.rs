@@ -98,8 +98,11 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
                 (false, None) => link.stream_refusal(),
             };
             let frame = link.last_words(&refusal, out.framing == Framing::Sse, out.is_mid_record());
-            let framed =
-                out.push(HttpTask::Body(Some(Bytes::from(frame)), false)).and_then(|()| out.push(HttpTask::Done));
+            let framed = match frame.is_empty() {
+                true => Ok(()), // everything was said
+                false => out.push(HttpTask::Body(Some(Bytes::from(frame)), false)),
+            };
+            let framed = framed.and_then(|()| out.push(HttpTask::Done));
             if framed.is_err() {
                 return Close::Now;
             }

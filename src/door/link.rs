@@ -63,7 +63,7 @@ impl Link {
         }
     }
 
-    /// The whole request body has been read, and perhaps rewritten: every attempt sends this one.
+    /// The whole request body has been read, and perhaps rewritten: every attempt from now on sends this one.
     pub fn replay(&self, body: Bytes) {
         *self.body.lock() = Some(body);
     }
@@ -75,6 +75,11 @@ impl Link {
         let bytes = changed.len();
         *body = Some(changed.into());
         Some(bytes)
+    }
+
+    /// The body, until the first attempt takes it.
+    pub fn body(&self) -> Option<Bytes> {
+        self.body.lock().clone()
     }
 
     pub(super) fn take_body(&self) -> Option<Bytes> {
@@ -144,7 +149,7 @@ impl Link {
 
     /// What a stream that is cut ends with.
     pub(super) fn last_words(&self, refusal: &Refusal, sse: bool, mid_record: bool) -> Vec<u8> {
-        match &*self.exchange.lock() {
+        match &mut *self.exchange.lock() {
             Some(exchange) => exchange.last_words(refusal, sse, mid_record),
             None => refusal.frame(Stream::of(Dialect::Native, None, sse, 0), mid_record),
         }

@@ -19,6 +19,8 @@ use super::link::Link;
 
 /// The error of a reply whose place a refusal takes.
 pub const REFUSED: ErrorType = ErrorType::Custom("Refused");
+/// The error of an attempt that is made again, in other words.
+pub const AGAIN: ErrorType = ErrorType::Custom("Again");
 /// The context of the error that a stalled reader causes.
 pub const SLOW_READER: &str = "the client does not read";
 /// The context of the error that a cut causes.

@@ -7,6 +7,7 @@ use crate::ledger::{Entry, Ledger, Measures, Outcome};
 use crate::live::Cut;
 use crate::refusal::Code;
 use crate::wire::Kind;
+use crate::wire::convert;
 use crate::wire::meter::Usage;
 
 /// What the door saw at the end, after the hooks were done and the client had everything.
@@ -44,7 +45,12 @@ impl Exchange {
             ttft_ms: self.first_byte.map(|at| millis(at - self.began)),
             input_tokens: counts.and_then(|usage| usage.input_tokens),
             output_tokens: counts.and_then(|usage| usage.output_tokens),
-            finish_reason: usage.as_ref().and_then(|usage| usage.finish_reason.as_ref()).map(|word| word.as_str()),
+            finish_reason: usage.as_ref().and_then(|usage| usage.finish_reason.as_ref()).map(|word| {
+                match self.converted {
+                    true => convert::finish_word(word.as_str()),
+                    false => word.as_str(),
+                }
+            }),
             bytes_in: Some(ending.bytes_in),
             bytes_out: Some(ending.bytes_out),
             error: self.error(outcome, usage.as_ref().is_some_and(|usage| usage.error_frame)),

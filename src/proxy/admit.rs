@@ -368,6 +368,9 @@ impl Gateway {
         match self.site.pool.lease(permit, receipt, &errand) {
             Ok(lease) => {
                 exchange.lease = Some(lease);
+                if exchange.endpoint() == Some(Endpoint::Responses) {
+                    exchange.convertible = exchange.link.body();
+                }
                 Ok(())
             }
             Err(NoBackend::NoneLeft) => Err(Refusal::no_backend()),

@@ -4,7 +4,7 @@ use pingora::prelude::*;
 use pingora_proxy::{FailToProxy, Session};
 
 use super::Gateway;
-use crate::door::{CUT, REFUSED, SLOW_READER, Ticket};
+use crate::door::{AGAIN, CUT, REFUSED, SLOW_READER, Ticket};
 use crate::exchange::Fault;
 use crate::intake;
 use crate::refusal::Refusal;
@@ -83,6 +83,10 @@ fn fault_of(e: &Error) -> Fault {
 /// Pingora's default refuses every POST, and every inference is one (traps, Pingora 4). Ours: nothing of a reply was seen, the
 /// body can be sent again, the error is the backend's, and the connection was an old one that may have been dead.
 pub(super) fn may_retry(session: &Session, exchange: &mut Ticket, mut e: Box<Error>, reused: bool) -> Box<Error> {
+    if *e.etype() == AGAIN {
+        e.set_retry(!session.as_ref().retry_buffer_truncated());
+        return e;
+    }
     // Management is never sent twice: the first may have been carried out (ollama-wire, section 2).
     let replayable = exchange
         .endpoint()

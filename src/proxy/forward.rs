@@ -8,12 +8,17 @@ use pingora::prelude::*;
 
 use super::Gateway;
 use crate::door::{REFUSED, Ticket};
+use crate::exchange::now_s;
 use crate::refusal::Refusal;
 use crate::upstream::{catalogue, peer};
-use crate::wire::BodyRule;
+use crate::wire::{BodyRule, convert};
+
+/// The audit's word for a request that was converted.
+const CONVERTED: &str = "responses_to_chat";
 
 impl Gateway {
     pub(super) async fn choose_peer(&self, exchange: &mut Ticket) -> Result<Box<HttpPeer>> {
+        self.fit_to_backend(exchange)?;
         let Some(lease) = &exchange.lease else {
             return Error::e_explain(ErrorType::InternalError, "no lease"); // `admit` gives one or refuses
         };
@@ -27,6 +32,38 @@ impl Gateway {
         let peer = peer::peer(lease.backend(), address);
         exchange.attempts += 1;
         Ok(Box::new(peer))
+    }
+
+    /// An Ollama without `/v1/responses` is asked for a chat. Decided again for each attempt: the next may go to another backend.
+    fn fit_to_backend(&self, exchange: &mut Ticket) -> Result<()> {
+        let (Some(lease), Some(body)) = (&exchange.lease, exchange.convertible.clone()) else { return Ok(()) };
+        match (lease.backend().lacks_responses(), exchange.conversion.is_some()) {
+            (true, false) => {
+                let converted = convert::request(&body, &exchange.request_id, now_s()).map_err(|why| {
+                    exchange.refusal = Some(match why {
+                        convert::Unconvertible::Parameter(name) => Refusal::unsupported_parameter(name),
+                        convert::Unconvertible::Invalid(what) => Refusal::invalid_body(what),
+                    });
+                    Error::explain(REFUSED, "it cannot be converted")
+                })?;
+                exchange.body_bytes = converted.body.len();
+                exchange.link.replay(converted.body.into());
+                exchange.conversion = Some(converted.reply);
+                exchange.filters.push(CONVERTED);
+                exchange.filters.extend(converted.left_out);
+            }
+            (false, true) => {
+                exchange.body_bytes = body.len();
+                exchange.link.replay(body);
+                exchange.conversion = None;
+                // What was left out stands behind it.
+                if let Some(at) = exchange.filters.iter().position(|filter| *filter == CONVERTED) {
+                    exchange.filters.truncate(at);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     pub(super) fn note_connected(&self, exchange: &mut Ticket, reused: bool) {
@@ -59,6 +96,7 @@ impl Gateway {
         let (Some(lease), Some(target)) = (&exchange.lease, &exchange.target) else {
             return Error::e_explain(ErrorType::InternalError, "no lease"); // `admit` gives one or refuses
         };
+        let target = if exchange.conversion.is_some() { convert::TARGET } else { target.as_ref() };
         let held_bytes = match exchange.endpoint().map(|endpoint| endpoint.body()) {
             Some(BodyRule::Json) => Some(exchange.body_bytes),
             _ => None,

@@ -9,14 +9,14 @@ use pingora::prelude::*;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use crate::door::{REFUSED, Ticket};
-use crate::exchange::Exchange;
+use crate::door::{AGAIN, REFUSED, Ticket};
+use crate::exchange::{Exchange, now_s};
 use crate::refusal::Refusal;
 use crate::wire::frames::Framing;
 use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
 use crate::wire::whole::Whole;
-use crate::wire::{Endpoint, Kind};
+use crate::wire::{Endpoint, Kind, convert};
 
 /// What the audit says of a reply that ended without its end.
 const NO_END: &str = "the backend's reply has no end";
@@ -36,7 +36,9 @@ impl Gateway {
         if head.status.is_informational() && head.status != 101 {
             return Ok(()); // the door drops it
         }
+        self.ask_again_if_unknown(exchange, head)?;
         exchange.upstream_status = Some(head.status.as_u16());
+        exchange.convertible = None;
         let kind = match judge(exchange, head) {
             Ok(kind) => kind,
             Err(refusal) => {
@@ -63,6 +65,19 @@ impl Gateway {
             && endpoint.kind() == Kind::Infer
             && head.status == 200
         {
+            // What comes is counted and judged by what was asked, and converted behind that.
+            let conversion = exchange.conversion.as_ref().filter(|_| framing != Framing::Ndjson);
+            let endpoint = if conversion.is_some() { Endpoint::ChatCompletions } else { endpoint };
+            exchange.converted = conversion.is_some();
+            if exchange.converted && framing == Framing::Json {
+                head.remove_header(&http::header::CONTENT_LENGTH); // the door gives it its own
+                head.remove_header(&http::header::TRANSFER_ENCODING);
+            }
+            if framing == Framing::Sse
+                && let Some(conversion) = exchange.conversion.take()
+            {
+                exchange.events = Some(convert::Events::new(conversion, self.site.held_reply_bytes));
+            }
             exchange.meter = Some(Meter::new(endpoint, framing));
             if let (Some(lease), Some(model)) = (&exchange.lease, exchange.canonical_model()) {
                 lease.backend().catalogue.note_loaded(&model);
@@ -88,6 +103,20 @@ impl Gateway {
             });
         }
         Ok(())
+    }
+
+    /// The plain 404 of Go's router for `/v1/responses`: an Ollama that is too old for it. Nothing was said to the client, so the request
+    /// is sent once more, converted.
+    fn ask_again_if_unknown(&self, exchange: &Ticket, head: &ResponseHeader) -> Result<()> {
+        let content_type = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_unknown = head.status == 404 && content_type.is_some_and(|it| it.starts_with("text/plain"));
+        if !is_unknown || exchange.convertible.is_none() || exchange.conversion.is_some() {
+            return Ok(());
+        }
+        if let Some(lease) = &exchange.lease {
+            lease.backend().note_without_responses();
+        }
+        Error::e_explain(AGAIN, "the backend has no such route").map_err(|e: Box<Error>| e.into_up())
     }
 
     fn clean(&self, exchange: &Exchange, head: &mut ResponseHeader) -> Result<()> {
@@ -203,6 +232,13 @@ pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
             passed = joined(passed, hider.finish());
         }
     }
+    if let Some(events) = &mut exchange.events {
+        let mut converted = events.pass(&passed, now_s());
+        if end {
+            converted.extend(events.finish(now_s()));
+        }
+        passed = converted.into();
+    }
     if end && let Some(words) = say_what_is_missing(exchange) {
         passed = joined(passed, words.into());
     }
@@ -214,11 +250,18 @@ pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
 fn say_what_is_missing(exchange: &mut Exchange) -> Option<Vec<u8>> {
     let (meter, mender) = (exchange.meter.as_mut()?, exchange.mender.as_ref()?);
     let usage = meter.finish();
+    if let Some(events) = exchange.events.as_ref().filter(|events| events.has_ended()) {
+        if events.has_failed() && !usage.error_frame && !mender.told_error() {
+            exchange.refusal = Some(Refusal::backend_cut("the answer is longer than limits.reply_buffer_bytes"));
+        }
+        return None;
+    }
     if usage.terminal || usage.error_frame || mender.told_error() || usage.rendered {
         return None;
     }
     let refusal = Refusal::backend_cut(NO_END);
-    let words = exchange.last_words(&refusal, mender.is_events(), mender.is_mid_record());
+    let (sse, mid_record) = (mender.is_events(), mender.is_mid_record());
+    let words = exchange.last_words(&refusal, sse, mid_record);
     exchange.refusal = Some(refusal);
     Some(words)
 }
@@ -230,6 +273,11 @@ fn pass_whole(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
     if let Some(bytes) = body.take()
         && let Err(too_long) = whole.push(&bytes)
     {
+        if facts.converted {
+            facts.refusal = Some(Refusal::backend_cut("the answer is longer than limits.reply_buffer_bytes"));
+            exchange.link.spoil();
+            return;
+        }
         facts.whole = None;
         facts.status = facts.upstream_status;
         *body = Some(too_long);
@@ -239,8 +287,12 @@ fn pass_whole(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
         return;
     }
     let usage = facts.meter.as_mut().map(|meter| meter.finish()).unwrap_or_default();
-    if whole.is_answer(&usage) {
-        *body = Some(whole.take());
+    let mut answer = whole.is_answer(&usage).then(|| whole.take());
+    if let Some(conversion) = facts.conversion.take() {
+        answer = answer.and_then(|chat| convert::whole(&conversion, &chat, now_s())).map(Bytes::from);
+    }
+    if let Some(answer) = answer {
+        *body = Some(answer);
         facts.status = facts.upstream_status;
     } else {
         exchange.refusal = Some(Refusal::backend_cut(NO_END));

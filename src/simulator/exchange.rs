@@ -14,7 +14,7 @@ use super::link::{Gone, Link};
 use super::manage::Progress;
 use super::refusal::{Raised, Refusal};
 use super::reply::{Form, Framing, JSON, JSON_UTF8, NDJSON, Opening, Records, Reply};
-use super::route::{Route, meet};
+use super::route::{Route, meet, unknown};
 use super::text;
 use super::witness::{Ending, Seen, Testimony};
 
@@ -178,6 +178,11 @@ impl Exchange<'_> {
         // Ollama lets an empty host pass, so nothing is checked with it.
         let host = if self.shared.options.any_host { Some("") } else { head.header("host") };
         let met = meet(&head.method, &head.target, host, head.header("origin"));
+        let met = met.and_then(|met| match met.route {
+            Route::Responses if !self.shared.options.has([0, 13, 3]) => Err(unknown()),
+            Route::Messages if !self.shared.options.has([0, 14, 0]) => Err(unknown()),
+            _ => Ok(met),
+        });
         let infers = met.as_ref().is_ok_and(|met| met.route.infers());
         self.fault = self.shared.take_fault(infers, reused);
         if self.fault == Some(Fault::ClosesOnReuse) {

@@ -27,7 +27,7 @@ impl Exchange<'_> {
         let (models, wire) = (&shared.models, shared.options.wire);
         let reply = match route {
             Route::Root => Reply::new(200, "text/plain; charset=utf-8", "Ollama is running"),
-            Route::Version => Reply::new(200, JSON_UTF8, format!("{{\"version\":\"{}\"}}", wire.version())),
+            Route::Version => Reply::new(200, JSON_UTF8, format!("{{\"version\":\"{}\"}}", shared.options.version())),
             Route::Status => Reply::new(200, JSON_UTF8, "{\"cloud\":{\"disabled\":true,\"source\":\"env\"}}"),
             Route::Tags => catalogue::tags(models, wire),
             Route::Ps => catalogue::ps(models, wire),

@@ -63,6 +63,11 @@ pub struct SimulatorOptions {
     #[arg(long, value_enum, default_value_t = WireForm::Current)]
     pub wire: WireForm,
 
+    /// The version that `/api/version` reports; empty: that of `--wire`. One before 0.13.3 answers 404 on /v1/responses, one before
+    /// 0.14.0 on /v1/messages, as Ollama did.
+    #[arg(long, default_value = "")]
+    pub ollama_version: String,
+
     /// Misbehave on every inference route: NAME or NAME:ARGUMENT. Names: see the documentation of `Fault`.
     #[arg(long)]
     pub fault: Option<Fault>,
@@ -99,6 +104,7 @@ impl Default for SimulatorOptions {
             first_token_ms: 0,
             load_ms: 0,
             wire: WireForm::Current,
+            ollama_version: String::new(),
             fault: None,
             fault_everywhere: false,
             any_host: false,
@@ -122,6 +128,16 @@ impl SimulatorOptions {
             keep_body_bytes: 64 * 1024,
             ..SimulatorOptions::default()
         }
+    }
+
+    pub(super) fn version(&self) -> &str {
+        if self.ollama_version.is_empty() { self.wire.version() } else { &self.ollama_version }
+    }
+
+    /// Whether the Ollama of that version has what came in `since`.
+    pub(super) fn has(&self, since: [u32; 3]) -> bool {
+        let mut parts = self.version().split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+        [0; 3].map(|_: u32| parts.next().unwrap_or(0)) >= since
     }
 
     pub(super) fn address(&self) -> SocketAddr {

@@ -145,10 +145,15 @@ pub(super) fn meet(method: &str, target: &str, host: Option<&str>, origin: Optio
         granted = Some(origin.to_owned());
     }
     match (found, allow) {
-        (None, _) => Err(Reply::new(404, TEXT, "404 page not found")),
+        (None, _) => Err(unknown()),
         (Some(_), Some(methods)) => Err(Reply::new(405, TEXT, "405 method not allowed").with("Allow", methods)),
         (Some((_, route, segment)), None) => Ok(Met { route, segment, origin: granted }),
     }
+}
+
+/// What Go's router says where there is nothing.
+pub(super) fn unknown() -> Reply {
+    Reply::new(404, TEXT, "404 page not found")
 }
 
 fn find(path: &str) -> Option<(&'static [&'static str], Route, String)> {

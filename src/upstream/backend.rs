@@ -16,11 +16,15 @@ use rustls::pki_types::pem::PemObject;
 
 use super::Catalogue;
 use crate::config::{self, BackendTimeouts, BackendUrl, Secret};
-use crate::wire::{ModelRef, model};
+use crate::wire::{ModelRef, convert, model};
 
 /// How long a resolved name is believed: short, so that a backend that moves is found; long enough that a burst of requests
 /// asks once.
 const RESOLVED_FOR: Duration = Duration::from_secs(5);
+
+/// How long an Ollama is believed that it has no `/v1/responses`: until then requests are converted without asking. Short, because an
+/// upgrade brings the route, and asking costs one refused request.
+const LACKING_FOR: Duration = Duration::from_secs(60);
 
 /// One Ollama.
 pub struct Backend {
@@ -46,6 +50,8 @@ pub struct Backend {
     /// What the last contact said.
     up: AtomicBool,
     addresses: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
+    /// When it last said that it has no `/v1/responses`.
+    without_responses: Mutex<Option<Instant>>,
     pub catalogue: Catalogue,
 }
 
@@ -88,12 +94,25 @@ impl Backend {
             running: Mutex::default(),
             up: AtomicBool::new(true),
             addresses: Mutex::new(None),
+            without_responses: Mutex::new(None),
             catalogue: Catalogue::default(),
         })
     }
 
     pub fn authorization(&self) -> Option<&str> {
         self.authorization.as_ref().map(Secret::expose)
+    }
+
+    /// It said that it has no `/v1/responses`.
+    pub fn note_without_responses(&self) {
+        *self.without_responses.lock() = Some(Instant::now());
+    }
+
+    /// Whether it is known to have no `/v1/responses`: it said so lately, or its version is too old.
+    pub fn lacks_responses(&self) -> bool {
+        let said_so = self.without_responses.lock().is_some_and(|at| at.elapsed() < LACKING_FOR);
+        let is_native = || self.catalogue.known().version.as_deref().and_then(convert::is_native);
+        said_so || is_native() == Some(false)
     }
 
     /// Whether the configuration lets it serve the model.

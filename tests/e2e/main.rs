@@ -40,6 +40,7 @@ mod puppet;
 mod readme;
 mod refused_starts;
 mod requester;
+mod responses;
 mod revocation;
 mod routes;
 mod shutdown;
