@@ -23,7 +23,7 @@ use crate::wire::convert;
 use crate::wire::failure::Stream;
 use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
-use crate::wire::rewrite::UsageHider;
+use crate::wire::rewrite::{Scrubber, UsageHider};
 use crate::wire::whole::Whole;
 use crate::wire::{Ask, Dialect, Endpoint, ModelRef};
 
@@ -106,6 +106,7 @@ pub struct Exchange {
     pub last_byte: Option<Instant>,
     pub meter: Option<Meter>,
     pub hider: Option<UsageHider>,
+    pub scrubber: Option<Scrubber>,
     /// Of a stream.
     pub mender: Option<Mender>,
     /// Of a reply that is none.
@@ -196,6 +197,7 @@ impl Exchange {
             last_byte: None,
             meter: None,
             hider: None,
+            scrubber: None,
             mender: None,
             whole: None,
             events: None,

@@ -9,9 +9,24 @@ use pingora::ErrorType;
 use pingora_proxy::Session;
 
 use crate::refusal::Refusal;
+use zstd::{Decoder, Undecodable};
+
+mod zstd;
 
 /// Each such piece of a body that has arrived buys another `idle`, so that a client that sends a byte now and then has an end.
 const PACE_BYTES: usize = 64 * 1024;
+
+/// Decoding goes on for so many bytes, and so many blocks, before others get the thread.
+const STRETCH_BYTES: usize = 1 << 20;
+const STRETCH_BLOCKS: usize = 256;
+
+/// In which encodings an endpoint takes its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encodings {
+    Plain,
+    /// Or `zstd`, which Ollama itself takes on `/v1/*` alone. It is passed on decoded.
+    PlainOrZstd,
+}
 
 pub struct Intake {
     /// Largest body.
@@ -76,17 +91,24 @@ impl Drop for Held {
 
 impl Intake {
     /// What can be refused by the head alone, before the client is asked to send anything.
-    pub fn judge_head(&self, head: &http::request::Parts) -> Result<(), Refusal> {
-        refuse_encoding(head)?;
+    fn judge_head(&self, head: &http::request::Parts, encodings: Encodings) -> Result<(), Refusal> {
+        if encodings == Encodings::Plain || !is_zstd(head) {
+            refuse_encoding(head)?;
+        }
         match declared_length(head) {
             Some(length) if length > self.limit_bytes as u64 => Err(Refusal::body_too_large(self.limit_bytes as u64)),
             _ => Ok(()),
         }
     }
 
-    /// Reads the whole body. The caller is known by now: `Expect: 100-continue` is answered here and not earlier.
-    pub async fn read(&self, session: &mut Session) -> Result<(Bytes, Held), Unread> {
-        self.judge_head(session.req_header())?;
+    /// Reads the whole body, and decodes it. The caller is known by now: `Expect: 100-continue` is answered here and not earlier.
+    pub async fn read(&self, session: &mut Session, encodings: Encodings) -> Result<(Bytes, Held), Unread> {
+        self.judge_head(session.req_header(), encodings)?;
+        let (body, held) = self.read_as_sent(session).await?;
+        if is_zstd(session.req_header()) { Ok(self.decode(body, held).await?) } else { Ok((body, held)) }
+    }
+
+    async fn read_as_sent(&self, session: &mut Session) -> Result<(Bytes, Held), Unread> {
         let declared = declared_length(session.req_header()).unwrap_or(0) as usize;
         answer_expectation(session).await?;
         let mut held = self.memory.share();
@@ -114,6 +136,31 @@ impl Intake {
             }
             held.grow(bytes.len())?;
             body.extend_from_slice(&bytes);
+        }
+    }
+
+    /// `compressed` is held until it is decoded, so that both count.
+    async fn decode(&self, compressed: Bytes, _held: Held) -> Result<(Bytes, Held), Refusal> {
+        let mut held = self.memory.share();
+        let mut decoder = Decoder::new(compressed, self.limit_bytes);
+        loop {
+            let rested_at = decoder.decoded_bytes();
+            for _ in 0..STRETCH_BLOCKS {
+                let more = decoder.step().map_err(|why| match why {
+                    Undecodable::TooLarge => Refusal::body_too_large(self.limit_bytes as u64),
+                    Undecodable::Malformed(what) => {
+                        Refusal::invalid_body(format!("it is not zstd as it should be: {what}"))
+                    }
+                })?;
+                held.grow(decoder.decoded_bytes() - held.bytes)?;
+                if !more {
+                    return Ok((decoder.finish(), held));
+                }
+                if decoder.decoded_bytes() - rested_at >= STRETCH_BYTES {
+                    break;
+                }
+            }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -171,6 +218,12 @@ fn refuse_encoding(head: &http::request::Parts) -> Result<(), Refusal> {
     let plain =
         head.headers.get_all("content-encoding").iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"));
     if plain { Ok(()) } else { Err(Refusal::unsupported_encoding()) }
+}
+
+/// As Ollama compares it: one header, exactly this.
+fn is_zstd(head: &http::request::Parts) -> bool {
+    let mut encodings = head.headers.get_all("content-encoding").iter();
+    encodings.next().is_some_and(|encoding| encoding == "zstd") && encodings.next().is_none()
 }
 
 fn declared_length(head: &http::request::Parts) -> Option<u64> {

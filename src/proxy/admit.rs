@@ -10,7 +10,7 @@ use super::Gateway;
 use crate::door::{REFUSED, Ticket};
 use crate::exchange::{Exchange, Fault, PolicyWord, Requester};
 use crate::identity::{self, Asked, Caller, Identified, Rejection, cause, device};
-use crate::intake::{self, Unread};
+use crate::intake::{self, Encodings, Unread};
 use crate::ledger::Way;
 use crate::live::progress::Facts as Progress;
 use crate::policy::{self, Denial, DenialKind, Facts};
@@ -193,7 +193,7 @@ impl Gateway {
             }
             BodyRule::Json => {
                 let reading = Instant::now();
-                let read = self.site.intake.read(session).await;
+                let read = self.site.intake.read(session, encodings(endpoint)).await;
                 let (body, held) = read.map_err(|unread| refuse_unread(exchange, unread))?;
                 exchange.waited_for_body = reading.elapsed();
                 exchange.held = Some(held);
@@ -451,6 +451,14 @@ pub(super) fn facts<'a>(endpoint: Endpoint, exchange: &'a Exchange) -> std::resu
         source_ip: exchange.source_ip,
         now: jiff::Timestamp::now(),
     })
+}
+
+/// Codex sends its requests to `/v1/responses` in zstd; Ollama decodes it on all of `/v1/*`, and nowhere else.
+fn encodings(endpoint: Endpoint) -> Encodings {
+    match endpoint.dialect() {
+        Dialect::Native => Encodings::Plain,
+        Dialect::OpenAi | Dialect::Anthropic => Encodings::PlainOrZstd,
+    }
 }
 
 /// Words the refusal of a body whose facts could not be read.

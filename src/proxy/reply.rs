@@ -15,6 +15,7 @@ use crate::refusal::Refusal;
 use crate::wire::frames::Framing;
 use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
+use crate::wire::rewrite::Scrubber;
 use crate::wire::whole::Whole;
 use crate::wire::{Endpoint, Kind, convert};
 
@@ -22,13 +23,14 @@ use crate::wire::{Endpoint, Kind, convert};
 const NO_END: &str = "the backend's reply has no end";
 
 /// The headers of a backend that reach a client; everything else ends here.
-static PASSED_ON: [HeaderName; 6] = [
+static PASSED_ON: [HeaderName; 7] = [
     http::header::CONTENT_TYPE,
     http::header::CONTENT_LENGTH,
     http::header::TRANSFER_ENCODING,
     http::header::DATE,
     http::header::CACHE_CONTROL,
     http::header::ALLOW,
+    http::header::RETRY_AFTER,
 ];
 
 impl Gateway {
@@ -90,6 +92,7 @@ impl Gateway {
                 exchange.mender = Some(Mender::new(endpoint, framing));
             }
         }
+        exchange.scrubber = (head.status == 401).then(Scrubber::default);
         let streamed = matches!(kind, ReplyKind::Json(Framing::Ndjson | Framing::Sse));
         if !streamed || head.status != 200 {
             exchange.hider = None; // an error, or a reply that is no stream: it passes as it is
@@ -211,6 +214,11 @@ pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
             let records = meter.records();
             exchange.link.signal.progress.passed(records);
         }
+    }
+    if let Some(scrubber) = &mut exchange.scrubber {
+        let passed = scrubber.pass(&body.take().unwrap_or_default());
+        *body = Some(if end { joined(passed, scrubber.finish()) } else { passed });
+        return;
     }
     if exchange.whole.is_some() {
         return pass_whole(exchange, body, end);

@@ -24,7 +24,7 @@ use crate::identity::guesses::Slowed;
 use crate::identity::places::NoPlace;
 use crate::identity::secret::Secret;
 use crate::identity::token_endpoint::{self, TokenError};
-use crate::intake::Intake;
+use crate::intake::{Encodings, Intake};
 use crate::refusal::Refusal;
 use crate::site::Site;
 
@@ -54,7 +54,8 @@ impl Gateway {
             idle: self.site.intake.idle.min(BODY_IDLE),
             memory: self.site.intake.memory.clone(),
         };
-        let (body, held) = small.read(session).await.map_err(|unread| refuse_unread(exchange, unread))?;
+        let (body, held) =
+            small.read(session, Encodings::Plain).await.map_err(|unread| refuse_unread(exchange, unread))?;
         exchange.held = Some(held);
         let content_type =
             session.req_header().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());

@@ -464,3 +464,38 @@ async fn silence_is_counted_between_bytes_and_not_over_the_whole_reply() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_a_401_says_of_the_backends_own_machine_is_taken_out() {
+    let puppet = Puppet::listen().await;
+    let house = House::with(Plan { backend: Some(puppet.url()), ..Plan::default() }).await;
+    let leak = r#"{"error":"unauthorized","signin_url":"https://ollama.com/connect?name=HOST-CANARY&key=KEY-CANARY"}"#;
+    for path in ["/api/chat", "/v1/chat/completions", "/v1/messages"] {
+        let body = json!({ "model": "tiny", "max_tokens": 9, "messages": [{ "role": "user", "content": "hi" }] });
+        let (request, public) = (Request::post(path, body).bearer(&house.token()).id(path), house.public);
+        let asking = tokio::spawn(async move { request.send(public).await });
+        let mut hand = puppet.accept().await;
+        hand.request().await;
+        hand.answer("401 Unauthorized", leak).await;
+        let reply = asking.await.expect("sent");
+        assert_eq!((reply.status, reply.end), (401, End::Whole), "{path}");
+        assert_eq!(reply.json(), json!({ "error": "unauthorized" }), "{path}");
+        assert_eq!(house.final_of(path).await["response_code"], 401, "{path}");
+    }
+    assert!(!(house.log() + &house.audit_text()).contains("CANARY"));
+}
+
+#[tokio::test]
+async fn a_backends_advice_when_to_come_again_reaches_the_client() {
+    let puppet = Puppet::listen().await;
+    let house = House::with(Plan { backend: Some(puppet.url()), ..Plan::default() }).await;
+    let body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }] });
+    let (request, public) = (Request::post("/v1/chat/completions", body).bearer(&house.token()), house.public);
+    let asking = tokio::spawn(async move { request.send(public).await });
+    let mut hand = puppet.accept().await;
+    hand.request().await;
+    hand.answer("429 Too Many Requests\r\nRetry-After: 7\r\nSet-Cookie: a=b", r#"{"error":{"message":"slow down"}}"#)
+        .await;
+    let reply = asking.await.expect("sent");
+    assert_eq!((reply.status, reply.header("retry-after"), reply.header("set-cookie")), (429, Some("7"), None));
+}
