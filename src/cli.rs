@@ -2,6 +2,7 @@
 //!
 //! - [`agents`]: `agent ..`.
 //! - [`audit`]: `audit verify`, `audit export`, `audit tail`, `audit report`.
+//! - [`backends`]: `backend list`, `backend drain`, `backend undrain`.
 //! - [`demo`]: a proxy, a simulator if no Ollama answers, two requests, and lines to paste.
 //! - [`first_start`]: an agent for a newcomer, and where its secret goes.
 //! - [`log_lines`]: which lines reach standard error.
@@ -20,6 +21,7 @@ use crate::simulator::{self, SimulatorOptions};
 
 mod agents;
 mod audit;
+mod backends;
 mod demo;
 mod first_start;
 mod log_lines;
@@ -92,6 +94,9 @@ enum Command {
     /// Say who may fetch a token
     #[command(subcommand)]
     Agent(agents::AgentCommand),
+    /// Show the backends, and take one out of service and back
+    #[command(subcommand)]
+    Backend(backends::BackendCommand),
     /// Check, export, follow and count the audit
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -213,6 +218,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Token(command) => tokens::run(command, &config),
         Command::Agent(command) => agents::run(command, &config),
         Command::Drain => drain(&config),
+        Command::Backend(command) => backends::run(command, &config),
         Command::Reload => reload(&config),
         Command::Audit(command) => audit::run(command, &config),
         Command::Simulate(_) => Ok(()), // answered above

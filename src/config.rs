@@ -31,8 +31,8 @@ pub use audit::{Audit, Durability, Start};
 pub use filters::{Egress, Filters, WebTools};
 pub use models::{Model, Setting, Span};
 pub use sections::{
-    Backend, BackendTimeouts, BuiltinErrors, Catalogue, Fleet, Identity, Limits, Operator, Policy, Routes, Shutdown,
-    Streaming,
+    Backend, BackendTimeouts, BuiltinErrors, Catalogue, Failover, Fleet, Health, Identity, Limits, Operator, Policy,
+    Routes, Shutdown, Streaming,
 };
 pub use service_url::ServiceUrl;
 pub use syslog::{Facility, SyslogAddress};
@@ -75,6 +75,8 @@ pub struct Config {
 
     pub backend_timeouts: BackendTimeouts,
     pub fleet: Fleet,
+    pub failover: Failover,
+    pub health: Health,
     pub limits: Limits,
     pub identity: Identity,
     pub policy: Policy,
@@ -211,6 +213,8 @@ impl Config {
             backend: vec![Backend::default()],
             backend_timeouts: BackendTimeouts::default(),
             fleet: Fleet::default(),
+            failover: Failover::default(),
+            health: Health::default(),
             limits: Limits::default(),
             identity: Identity::default(),
             policy: Policy::default(),

@@ -57,6 +57,15 @@ pub enum Request {
     AgentChange(Change),
     /// End tokens before they expire; what runs with them is cut when it is answered.
     Revoke(Revocation),
+    /// The backends, and how they are.
+    BackendList,
+    /// A backend, by name, gets no new work; what runs on it goes on. Until it is undrained or the proxy restarts.
+    BackendDrain {
+        name: String,
+    },
+    BackendUndrain {
+        name: String,
+    },
     /// Sign with another key; in force when it is answered.
     RotateKeys(Plan),
 }

@@ -19,6 +19,7 @@ use crate::policy::Permit;
 use crate::refusal::Refusal;
 use crate::snapshot::Snapshot;
 use crate::upstream::Lease;
+use crate::upstream::health::Failed;
 use crate::wire::convert;
 use crate::wire::failure::Stream;
 use crate::wire::mend::Mender;
@@ -90,6 +91,14 @@ pub struct Exchange {
     /// The backend that the request names, where that decides.
     pub named_backend: Option<String>,
     pub lease: Option<Lease>,
+    /// Why it is this backend.
+    pub placement: Option<String>,
+    /// Backends that were tried and came to nothing, in order; the last may be the leased one.
+    pub tried: Vec<Tried>,
+    /// When the first attempt began.
+    pub attempted: Option<Instant>,
+    /// The next attempt takes no pooled connection: one was dead, and the others may be.
+    pub fresh_connection: bool,
     /// Attempts to reach a backend, the first included.
     pub attempts: u32,
     /// How many of the backend's addresses could not be connected to; the next attempt takes the next one.
@@ -122,6 +131,13 @@ pub struct Exchange {
     /// What we answered, or ended a stream with, instead of the backend.
     pub refusal: Option<Refusal>,
     pub fault: Option<Fault>,
+}
+
+/// A backend, by its place in the pool, and why it was of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tried {
+    pub place: usize,
+    pub failed: Failed,
 }
 
 /// What a policy said of a request that it refused.
@@ -187,6 +203,10 @@ impl Exchange {
             named_backend: None,
             convertible: None,
             lease: None,
+            placement: None,
+            tried: Vec::new(),
+            attempted: None,
+            fresh_connection: false,
             attempts: 0,
             unreachable: 0,
             dispatched: None,

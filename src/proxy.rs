@@ -23,6 +23,7 @@ use crate::site::Site;
 
 mod admit;
 mod answer;
+mod elsewhere;
 mod failure;
 mod forward;
 mod reply;
@@ -115,7 +116,7 @@ impl ProxyHttp for Gateway {
         exchange: &mut Ticket,
         reused: bool,
     ) -> Box<Error> {
-        failure::may_retry(session, exchange, e, reused)
+        self.may_retry(session, exchange, e, reused)
     }
 
     /// The reply begins: its head is judged and cleaned, the meter chosen, the stream's start recorded.

@@ -36,6 +36,8 @@ use crate::sinks::Sinks;
 use crate::site::Site;
 use crate::upstream::catalogue::{self, Pace};
 use crate::upstream::client::Client;
+use crate::upstream::failover;
+use crate::upstream::health::Failed;
 
 pub mod assemble;
 pub mod commands;
@@ -147,6 +149,17 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
             });
         }
     }
+    for backend in site.pool.backends() {
+        site.ledger.metrics.backend_known(&backend.name, Failed::ALL.map(Failed::as_str));
+    }
+    if !config.health.probe.is_zero() {
+        for backend in site.pool.backends() {
+            let (site, backend, every) = (Arc::clone(&site), Arc::clone(backend), config.health.probe);
+            tokio::spawn(async move {
+                catalogue::keep_probing(&backend, &site.client, &site.ledger.metrics, every).await;
+            });
+        }
+    }
     if !config.policy.reload.is_zero() {
         tokio::spawn(Arc::clone(&reloader).watch(Reloaded::Policy, config.policy.reload));
     }
@@ -195,6 +208,7 @@ pub fn site(
         cloud_models: config.egress.cloud_models,
         web_tools: config.egress.web_tools == WebTools::Allow,
         catalogue: !config.catalogue.refresh.is_zero(),
+        failover: failover::Settings { backends: config.failover.backends, within: config.failover.within },
         silence: config.backend_timeouts.silence,
         token_places: Places::new(PlaceSettings::within(config.limits.in_flight)),
         guesses: Guesses::new(GuessSettings {
@@ -249,8 +263,9 @@ fn pingora_conf() -> ServerConf {
     ServerConf {
         // Idle connections to the backend. Ollama closes none by itself; one per running request is the most there can be use for.
         upstream_keepalive_pool_size: 512,
-        // Counts the first attempt too; every further one needs a reason (`proxy::failure`).
-        max_retries: 4,
+        // Counts the first attempt too; every further one needs a reason, and there are fewer (`upstream::failover`; a backend's name has
+        // some addresses, and each backend may have had one dead connection).
+        max_retries: 64,
         ..ServerConf::default()
     }
 }

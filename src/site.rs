@@ -17,8 +17,8 @@ use crate::models::Models;
 use crate::remote_keys::RemoteKeys;
 use crate::route::RouteSettings;
 use crate::snapshot::Snapshot;
-use crate::upstream::Pool;
 use crate::upstream::client::Client;
+use crate::upstream::{Pool, failover};
 use crate::wire::Filters;
 
 pub struct Site {
@@ -53,6 +53,8 @@ pub struct Site {
     pub web_tools: bool,
     /// The backends' lists of models are read.
     pub catalogue: bool,
+    /// When a request may be tried on another backend.
+    pub failover: failover::Settings,
     /// How long a backend may be silent.
     pub silence: Duration,
     /// Token requests at once, waiting for their body or for `hashing`: whoever sends them is a stranger still, and may not take the
@@ -78,6 +80,11 @@ impl Site {
         if cut > 0 {
             log::info!("{cut} running requests of revoked sessions and agents are cut");
         }
+    }
+
+    /// Whether stubs of cloud models have to be told from local ones, and can be: backends' lists are read.
+    pub fn reads_catalogues(&self) -> bool {
+        self.catalogue && !self.cloud_models
     }
 
     /// From now on connections are closed after their reply, and `/readyz` says no.

@@ -2,12 +2,15 @@
 //!
 //! - [`backend`]: one Ollama: what was configured of it, its addresses, what runs on it.
 //! - [`placement`]: which of them a request goes to.
+//! - [`health`]: whether one is to be trusted with work.
+//! - [`failover`]: whether a request that came to nothing may be tried on another.
 //! - [`peer`]: a backend as Pingora's connector sees it: address, TLS, time limits; and the head that it is sent.
 //! - [`client`]: requests of our own to a backend (lists, health).
 //! - [`catalogue`]: what is known of a backend's models, read in the background; whether it is up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use crate::ledger::Receipt;
 use crate::policy::Permit;
@@ -16,6 +19,8 @@ use crate::wire::{Kind, ModelRef};
 pub mod backend;
 pub mod catalogue;
 pub mod client;
+pub mod failover;
+pub mod health;
 pub mod peer;
 pub mod placement;
 
@@ -42,6 +47,8 @@ pub struct Errand<'a> {
     pub tried: &'a [usize],
     /// Only backends whose list of models was read, as long as there are any: a stub of a cloud model would not be known as one.
     pub only_read: bool,
+    /// Only backends that may have the model.
+    pub only_holding: bool,
 }
 
 /// Why no backend can be used.
@@ -69,7 +76,10 @@ impl Pool {
     pub fn can_serve(&self, model: &ModelRef) -> bool {
         let canonical = model.canonical();
         self.backends.iter().any(|backend| {
-            backend.is_up() && backend.may_serve(model) && backend.catalogue.has(&canonical) != Has::Absent
+            backend.is_up()
+                && !backend.is_drained()
+                && backend.may_serve(model)
+                && backend.catalogue.has(&canonical) != Has::Absent
         })
     }
 
@@ -91,7 +101,7 @@ impl Pool {
             }
         };
         let backend = Arc::clone(&self.backends[place]);
-        backend.begin(model.as_deref());
+        backend.begin(model.as_deref(), Instant::now());
         Ok(Lease { backend, model, reason })
     }
 
@@ -118,8 +128,12 @@ impl Pool {
 
     fn candidates(&self, permit: &Permit, model: Option<&str>, errand: &Errand<'_>) -> Vec<Candidate> {
         let any_read = errand.only_read && self.backends.iter().any(|backend| backend.catalogue.is_read());
+        let now = Instant::now();
+        let may_hold = |backend: &Backend| model.is_none_or(|model| backend.catalogue.has(model) != Has::Absent);
         let usable = self.backends.iter().filter(|backend| {
-            !errand.tried.contains(&backend.place)
+            !backend.is_drained()
+                && (!errand.only_holding || may_hold(backend))
+                && !errand.tried.contains(&backend.place)
                 && permit.model().is_none_or(|model| backend.may_serve(model))
                 && (!any_read || backend.catalogue.is_read())
         });
@@ -127,7 +141,7 @@ impl Pool {
             .map(|backend| Candidate {
                 place: backend.place,
                 has: model.map_or(Has::Held, |model| backend.catalogue.has(model)),
-                up: backend.is_up(),
+                up: backend.lets(model, now),
                 full: model.is_some_and(|model| backend.running(model) >= backend.slots(model)),
                 tier: backend.tier,
                 in_flight: backend.in_flight(),
@@ -148,6 +162,11 @@ pub struct Lease {
 impl Lease {
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
+    }
+
+    /// The model that it is for, by canonical name.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
     }
 
     /// Why it is this backend.

@@ -528,6 +528,59 @@ pub struct Fleet {
     pub manage: String,
 }
 
+/// `[failover]`: when a request that came to nothing on one backend is tried on another. Never after a byte of a reply.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Failover {
+    /// Backends that one request is tried on, the first included. Default 3; 1 turns it off. 1 to 16.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 16>")]
+    pub backends: usize,
+    /// From a request's first attempt; later none begins. Default 30 s: three backends that cannot be connected to, and more than that.
+    #[serde(
+        rename = "within_s",
+        deserialize_with = "values::seconds::<_, 1, 3_600>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub within: Duration,
+}
+
+impl Default for Failover {
+    fn default() -> Failover {
+        Failover { backends: 3, within: Duration::from_secs(30) }
+    }
+}
+
+/// `[health]`: when a backend is passed over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// How often each backend is asked for its version, which tells that it is up. Default 5 s; 0 never.
+    #[serde(
+        rename = "probe_s",
+        deserialize_with = "values::seconds::<_, 0, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub probe: Duration,
+    /// Failures in a row after which a backend gets no more requests for a model while another can have them; one failed connection is
+    /// enough for all of its models. Default 3. 1 to 1000.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1000>")]
+    pub failures: u32,
+    /// Then it rests so long, before one request is tried; a trial that fails doubles the rest, up to a minute. Default 5 s: what a
+    /// restart takes. 1 to 60 s.
+    #[serde(
+        rename = "rest_s",
+        deserialize_with = "values::seconds::<_, 1, 60>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub rest: Duration,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health { probe: Duration::from_secs(5), failures: 3, rest: Duration::from_secs(5) }
+    }
+}
+
 /// `[catalogue]`: what the proxy knows of the backends' models.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]

@@ -564,6 +564,15 @@ silence_s = 300
 [fleet]
 manage = ""
 
+[failover]
+backends = 3
+within_s = 30
+
+[health]
+probe_s = 5
+failures = 3
+rest_s = 5
+
 [limits]
 body_bytes = 67108864
 bodies_in_memory_bytes = 536870912

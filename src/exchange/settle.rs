@@ -96,7 +96,7 @@ impl Exchange {
             policy_revision: permit.map(|permit| permit.revision()).or(denial.map(|word| word.revision.as_str())),
             filters: ask.map(|_| self.filters.as_slice()),
             backend: self.lease.as_ref().map(|lease| lease.backend().name.as_str()),
-            placement: self.lease.as_ref().map(|lease| lease.reason().as_str()),
+            placement: self.placement.as_deref(),
             retries: (self.attempts > 0).then(|| self.attempts - 1),
             queue_ms: self.lease.as_ref().map(|_| 0), // nothing waits: there is no queue yet
             upstream_status: self.upstream_status,

@@ -176,6 +176,9 @@ pub struct Metrics {
     tokens_turned_away: IntCounterVec,
 
     backend_up: IntGaugeVec,
+    backend_drained: IntGaugeVec,
+    backend_attempts: IntCounterVec,
+    failovers: IntCounterVec,
     connections_new: IntCounter,
     connections_reused: IntCounter,
 
@@ -290,6 +293,18 @@ impl Metrics {
         );
 
         let backend_up = make.gauges("backend_up", "Whether a backend answers (1) or not (0).", &["backend"]);
+        let backend_drained =
+            make.gauges("backend_drained", "Whether a backend is drained by command (1) or not (0).", &["backend"]);
+        let backend_attempts = make.counters(
+            "backend_attempts_total",
+            "Attempts of requests on a backend, by what became of them: ok, or why it was of no use.",
+            &["backend", "result"],
+        );
+        let failovers = make.counters(
+            "failovers_total",
+            "Requests that were tried on another backend, by what had become of them on the one before.",
+            &["reason"],
+        );
         let connections =
             make.counters("upstream_connections_total", "Connections used for requests to backends.", &["reused"]);
 
@@ -385,6 +400,9 @@ impl Metrics {
             jwks_fetches,
             jwks_confirmed,
             backend_up,
+            backend_drained,
+            backend_attempts,
+            failovers,
             audit_unavailable,
             audit_failing,
             audit_lag,
@@ -556,6 +574,31 @@ impl Metrics {
     /// `backend`: its name in the configuration.
     pub fn backend_up(&self, backend: &str, up: bool) {
         self.backend_up.with_label_values(&[backend]).set(i64::from(up));
+    }
+
+    /// Its series are there from the start, with 0; so are those of `reasons` for which requests may fail over.
+    pub fn backend_known<const N: usize>(&self, backend: &str, reasons: [&'static str; N]) {
+        self.backend_drained(backend, false);
+        for result in reasons.into_iter().chain(["ok"]) {
+            self.backend_attempts.with_label_values(&[backend, result]);
+        }
+        for reason in reasons {
+            self.failovers.with_label_values(&[reason]);
+        }
+    }
+
+    pub fn backend_drained(&self, backend: &str, drained: bool) {
+        self.backend_drained.with_label_values(&[backend]).set(i64::from(drained));
+    }
+
+    /// `result`: `ok`, or a word of the code.
+    pub fn backend_attempt(&self, backend: &str, result: &'static str) {
+        self.backend_attempts.with_label_values(&[backend, result]).inc();
+    }
+
+    /// `reason`: a word of the code.
+    pub fn failed_over(&self, reason: &'static str) {
+        self.failovers.with_label_values(&[reason]).inc();
     }
 
     pub fn upstream_connection(&self, reused: bool) {

@@ -82,6 +82,8 @@ impl Board {
                 "tier": backend.tier,
                 "weight": backend.weight,
                 "up": backend.is_up(),
+                "drained": backend.is_drained(),
+                "breaker": backend.breakers(std::time::Instant::now()).0.as_str(),
                 "version": known.version,
                 "models": known.models_read.is_some().then_some(models),
                 "models_in_all": of,

@@ -244,7 +244,7 @@ impl Gateway {
     /// Just after the start the lists of models may not have been read yet, and a stub of a cloud model would pass as a local one:
     /// the first requests wait for them. Behind the policy, because a request that is refused opens no connection.
     async fn know_models(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
-        if !self.site.catalogue || self.site.cloud_models {
+        if !self.site.reads_catalogues() {
             return Ok(());
         }
         let backends = self.site.pool.backends();
@@ -363,10 +363,12 @@ impl Gateway {
         let errand = Errand {
             named: exchange.named_backend.as_deref(),
             tried: &[],
-            only_read: self.site.catalogue && !self.site.cloud_models,
+            only_read: self.site.reads_catalogues(),
+            only_holding: false,
         };
         match self.site.pool.lease(permit, receipt, &errand) {
             Ok(lease) => {
+                exchange.placement = Some(lease.reason().as_str().to_owned());
                 exchange.lease = Some(lease);
                 if exchange.endpoint() == Some(Endpoint::Responses) {
                     exchange.convertible = exchange.link.body();

@@ -4,10 +4,12 @@ use pingora::prelude::*;
 use pingora_proxy::{FailToProxy, Session};
 
 use super::Gateway;
+use super::elsewhere::ELSEWHERE;
 use crate::door::{AGAIN, CUT, REFUSED, SLOW_READER, Ticket};
 use crate::exchange::Fault;
 use crate::intake;
 use crate::refusal::Refusal;
+use crate::upstream::health::Failed;
 use crate::wire::{BodyRule, Kind};
 
 impl Gateway {
@@ -56,6 +58,57 @@ impl Gateway {
             }
         }
     }
+
+    /// Pingora's default refuses every POST, and every inference is one (traps, Pingora 4). Ours: nothing of a reply was seen, the body
+    /// can be sent again, and the error is the backend's. An old connection that was dead is replaced by a new one; what fails on a
+    /// new one may be tried on another backend.
+    pub(super) fn may_retry(
+        &self,
+        session: &Session,
+        exchange: &mut Ticket,
+        mut e: Box<Error>,
+        reused: bool,
+    ) -> Box<Error> {
+        if *e.etype() == ELSEWHERE {
+            e.set_retry(true); // another backend is leased already
+            return e;
+        }
+        if *e.etype() == AGAIN {
+            e.set_retry(!session.as_ref().retry_buffer_truncated());
+            return e;
+        }
+        // Management is never sent twice: the first may have been carried out (ollama-wire, section 2).
+        let replayable = exchange
+            .endpoint()
+            .is_some_and(|endpoint| endpoint.body() != BodyRule::Stream && endpoint.kind() != Kind::Manage);
+        let unanswered = exchange.upstream_status.is_none() && session.response_written().is_none();
+        if *e.esource() != ErrorSource::Upstream || !unanswered {
+            e.set_retry(false);
+            return e;
+        }
+        let failed = match e.etype() {
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failed::Silent,
+            ErrorType::InvalidHTTPHeader => Failed::Garbage,
+            _ => Failed::BrokeOff,
+        };
+        if !replayable || session.as_ref().retry_buffer_truncated() {
+            self.note_failed(exchange, failed);
+            e.set_retry(false);
+            return e;
+        }
+        if *e.etype() == ErrorType::WriteError && reused {
+            // A large body on a dead pooled connection ends as a write error that Pingora has decided against.
+            e.set_retry(true);
+        } else {
+            e.retry.decide_reuse(reused);
+        }
+        if e.retry() {
+            exchange.fresh_connection = true;
+        } else {
+            e.set_retry(self.go_elsewhere(exchange, failed));
+        }
+        e
+    }
 }
 
 /// Keeps whose fault an error was.
@@ -78,28 +131,4 @@ fn fault_of(e: &Error) -> Fault {
         (_, ErrorType::ConnectTimedout | ErrorType::ConnectRefused | ErrorType::ConnectError) => Fault::Backend,
         _ => Fault::Internal,
     }
-}
-
-/// Pingora's default refuses every POST, and every inference is one (traps, Pingora 4). Ours: nothing of a reply was seen, the
-/// body can be sent again, the error is the backend's, and the connection was an old one that may have been dead.
-pub(super) fn may_retry(session: &Session, exchange: &mut Ticket, mut e: Box<Error>, reused: bool) -> Box<Error> {
-    if *e.etype() == AGAIN {
-        e.set_retry(!session.as_ref().retry_buffer_truncated());
-        return e;
-    }
-    // Management is never sent twice: the first may have been carried out (ollama-wire, section 2).
-    let replayable = exchange
-        .endpoint()
-        .is_some_and(|endpoint| endpoint.body() != BodyRule::Stream && endpoint.kind() != Kind::Manage);
-    let unanswered = exchange.upstream_status.is_none() && session.response_written().is_none();
-    if !replayable || !unanswered || *e.esource() != ErrorSource::Upstream || session.as_ref().retry_buffer_truncated()
-    {
-        e.set_retry(false);
-    } else if *e.etype() == ErrorType::WriteError && reused {
-        // A large body on a dead pooled connection ends as a write error that Pingora has decided against.
-        e.set_retry(true);
-    } else {
-        e.retry.decide_reuse(reused);
-    }
-    e
 }

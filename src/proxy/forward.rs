@@ -10,6 +10,7 @@ use super::Gateway;
 use crate::door::{REFUSED, Ticket};
 use crate::exchange::now_s;
 use crate::refusal::Refusal;
+use crate::upstream::health::Failed;
 use crate::upstream::{catalogue, peer};
 use crate::wire::{BodyRule, convert};
 
@@ -24,13 +25,14 @@ impl Gateway {
         };
         let addresses = lease.backend().addresses().await;
         let Some(address) = addresses.ok().and_then(|all| all.get(exchange.unreachable % all.len()).copied()) else {
-            let url = lease.backend().url.to_string();
-            exchange.refusal =
-                Some(Refusal::backend_unreachable(&[&url]).because("the backend's name does not resolve"));
-            return Error::e_explain(ErrorType::ConnectError, "the name does not resolve");
+            let mut e = Error::explain(ErrorType::ConnectError, "the name does not resolve");
+            e.set_retry(self.go_elsewhere(exchange, Failed::Unreachable));
+            exchange.refusal = Some(self.unreachable(exchange).because("the backend's name does not resolve"));
+            return Err(e);
         };
-        let peer = peer::peer(lease.backend(), address);
+        let peer = peer::peer(lease.backend(), address, exchange.fresh_connection);
         exchange.attempts += 1;
+        exchange.attempted.get_or_insert_with(Instant::now);
         Ok(Box::new(peer))
     }
 
@@ -76,19 +78,20 @@ impl Gateway {
         }
     }
 
-    /// Nothing was sent, so the next of the backend's addresses may be tried.
+    /// Nothing was sent, so the next of the backend's addresses may be tried, and then another backend.
     pub(super) fn note_unreachable(&self, exchange: &mut Ticket, mut e: Box<Error>) -> Box<Error> {
         let Some(lease) = &exchange.lease else { return e };
         let backend = std::sync::Arc::clone(lease.backend());
-        let url = backend.url.to_string();
         let known = backend.known_addresses();
         // Not the attempts: a dead pooled connection takes one too, and the address was a good one.
         exchange.unreachable += 1;
-        e.set_retry(exchange.unreachable < known);
-        if !e.retry() {
-            catalogue::note(&backend, false, &self.site.ledger.metrics);
+        if exchange.unreachable < known {
+            e.set_retry(true);
+            return e;
         }
-        exchange.refusal = Some(Refusal::backend_unreachable(&[&url]));
+        catalogue::note(&backend, false, &self.site.ledger.metrics);
+        e.set_retry(self.go_elsewhere(exchange, Failed::Unreachable));
+        exchange.refusal = Some(self.unreachable(exchange));
         e
     }
 

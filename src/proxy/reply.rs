@@ -9,9 +9,11 @@ use pingora::prelude::*;
 use pingora_proxy::Session;
 
 use super::Gateway;
+use super::elsewhere::{ELSEWHERE, failure_of};
 use crate::door::{AGAIN, REFUSED, Ticket};
 use crate::exchange::{Exchange, now_s};
 use crate::refusal::Refusal;
+use crate::upstream::health::Failed;
 use crate::wire::frames::Framing;
 use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
@@ -40,14 +42,18 @@ impl Gateway {
         }
         self.ask_again_if_unknown(exchange, head)?;
         exchange.upstream_status = Some(head.status.as_u16());
-        exchange.convertible = None;
         let kind = match judge(exchange, head) {
-            Ok(kind) => kind,
+            Ok(kind) => {
+                self.judge_backend(exchange, head)?;
+                kind
+            }
+            Err(_) if self.go_elsewhere(exchange, Failed::Garbage) => return begin_anew(),
             Err(refusal) => {
                 exchange.refusal = Some(refusal);
                 return Error::e_explain(REFUSED, "the reply's head").map_err(|e: Box<Error>| e.into_up());
             }
         };
+        exchange.convertible = None; // until here another backend may still have to be asked
         self.clean(exchange, head)?;
         if matches!(kind, ReplyKind::Json(Framing::Ndjson | Framing::Sse)) && head.status == 200 {
             unbind_length(session, head)?;
@@ -108,6 +114,23 @@ impl Gateway {
         Ok(())
     }
 
+    /// What the status says of the backend: an error may be another backend's chance, while nothing of the reply has gone to the client.
+    fn judge_backend(&self, exchange: &mut Ticket, head: &ResponseHeader) -> Result<()> {
+        let Some(lease) = &exchange.lease else { return Ok(()) };
+        // A 404 in plain words is a route that this Ollama does not know.
+        let content_type = head.headers.get(http::header::CONTENT_TYPE);
+        let in_json = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+        let Some(failed) = failure_of(head.status.as_u16(), lease.model().is_some() && in_json) else {
+            lease.backend().succeeded(lease.model());
+            self.site.ledger.metrics.backend_attempt(&lease.backend().name, "ok");
+            return Ok(());
+        };
+        if let (Failed::Absent, Some(model)) = (failed, lease.model()) {
+            lease.backend().catalogue.note_absent(model);
+        }
+        if self.go_elsewhere(exchange, failed) { begin_anew() } else { Ok(()) }
+    }
+
     /// The plain 404 of Go's router for `/v1/responses`: an Ollama that is too old for it. Nothing was said to the client, so the request
     /// is sent once more, converted.
     fn ask_again_if_unknown(&self, exchange: &Ticket, head: &ResponseHeader) -> Result<()> {
@@ -142,6 +165,10 @@ impl Gateway {
         *head = clean;
         Ok(())
     }
+}
+
+fn begin_anew() -> Result<()> {
+    Error::e_explain(ELSEWHERE, "another backend is tried").map_err(|e: Box<Error>| e.into_up())
 }
 
 /// What kind of reply a head announces.

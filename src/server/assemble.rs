@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -21,10 +22,13 @@ use crate::outbound::Outbound;
 use crate::policy::{self, Policy};
 use crate::sinks::{self, Otlp, Receiver, SinkSettings, Syslog, Webhook};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Backend, Pool};
+use crate::upstream::{Backend, Pool, health};
 use crate::wire::{Filter, Filters};
 
 pub mod keys;
+
+/// Longest rest of a backend that fails each time it is tried.
+const MOST_REST: Duration = Duration::from_secs(60);
 
 /// Everything from scratch: at the start.
 pub fn snapshot(config: &Config) -> Result<Snapshot, String> {
@@ -261,7 +265,9 @@ pub fn pool(config: &Config) -> Result<Pool, String> {
             }
             false => configured.authorization(),
         };
-        Backend::new(place, configured, authorization, &config.backend_timeouts)
+        let health =
+            health::Settings { failures: config.health.failures, rest: config.health.rest, most_rest: MOST_REST };
+        Backend::new(place, configured, authorization, &config.backend_timeouts, health)
     });
     let backends = backends.collect::<Result<Vec<_>, String>>()?;
     let manage = backends.iter().position(|backend| backend.name == config.fleet.manage);

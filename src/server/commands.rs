@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -19,6 +19,7 @@ use crate::identity::revocations::edit::Revocation;
 use crate::identity::revocations::{self, RevocationsError};
 use crate::ledger::Reloaded;
 use crate::site::Site;
+use crate::upstream::Backend;
 
 /// Between two tries for a socket that another proxy has: after an upgrade the old one drains, and ends.
 const TAKE_OVER: Duration = Duration::from_secs(1);
@@ -55,6 +56,9 @@ impl Commands {
             Request::AgentList => Ok(self.agents()),
             Request::AgentChange(change) => self.change_agents(change).await,
             Request::Revoke(revocation) => self.revoke(revocation).await,
+            Request::BackendList => Ok(json!({ "backends": self.backends() })),
+            Request::BackendDrain { name } => self.drain_backend(&name, true),
+            Request::BackendUndrain { name } => self.drain_backend(&name, false),
             Request::RotateKeys(plan) => self.rotate_keys(plan).await,
         }
     }
@@ -81,6 +85,35 @@ impl Commands {
 
     fn agents(&self) -> Value {
         json!({ "agents": self.site.snapshot.load().agents.iter().collect::<Vec<_>>() })
+    }
+
+    fn backends(&self) -> Vec<Value> {
+        let now = Instant::now();
+        let of = |backend: &Arc<Backend>| {
+            let (breaker, models) = backend.breakers(now);
+            let models: serde_json::Map<_, _> =
+                models.into_iter().map(|(model, state)| (model, json!(state.as_str()))).collect();
+            json!({
+                "name": backend.name, "url": backend.url.to_string(), "tier": backend.tier, "weight": backend.weight,
+                "up": backend.is_up(), "drained": backend.is_drained(), "in_flight": backend.in_flight(),
+                "breaker": breaker.as_str(), "models": models,
+            })
+        };
+        self.site.pool.backends().iter().map(of).collect()
+    }
+
+    fn drain_backend(&self, name: &str, drained: bool) -> Result<Value, Fault> {
+        let backends = self.site.pool.backends();
+        let Some(backend) = backends.iter().find(|backend| backend.name == name) else {
+            let names: Vec<&str> = backends.iter().map(|backend| backend.name.as_str()).collect();
+            return Err(Fault::usage(format!("no backend is called {name:?}; there are {}", names.join(", "))));
+        };
+        if backend.drain(drained) {
+            let what = if drained { "drained: it gets no new requests" } else { "undrained" };
+            log::info!("asked by command: backend {name} is {what}");
+        }
+        self.site.ledger.metrics.backend_drained(name, drained);
+        Ok(json!({ "running": backend.in_flight() }))
     }
 
     async fn change_agents(&self, change: Change) -> Result<Value, Fault> {

@@ -15,6 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::Catalogue;
+use super::health::{self, Failed, Health, State};
 use crate::config::{self, BackendTimeouts, BackendUrl, Secret};
 use crate::wire::{ModelRef, convert, model};
 
@@ -49,6 +50,9 @@ pub struct Backend {
     running: Mutex<HashMap<String, u32>>,
     /// What the last contact said.
     up: AtomicBool,
+    health: Mutex<Health>,
+    /// It gets no new work, by an operator's command.
+    drained: AtomicBool,
     addresses: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
     /// When it last said that it has no `/v1/responses`.
     without_responses: Mutex<Option<Instant>>,
@@ -62,6 +66,7 @@ impl Backend {
         configured: &config::Backend,
         authorization: Option<Secret>,
         timeouts: &BackendTimeouts,
+        health: health::Settings,
     ) -> Result<Backend, String> {
         let name = &configured.name;
         let may_serve = configured.models.iter().map(|text| Pattern::read(text)).collect::<Result<_, _>>();
@@ -93,6 +98,8 @@ impl Backend {
             in_flight: AtomicU64::new(0),
             running: Mutex::default(),
             up: AtomicBool::new(true),
+            health: Mutex::new(Health::new(health)),
+            drained: AtomicBool::new(false),
             addresses: Mutex::new(None),
             without_responses: Mutex::new(None),
             catalogue: Catalogue::default(),
@@ -134,7 +141,8 @@ impl Backend {
         self.running.lock().get(canonical).copied().unwrap_or(0)
     }
 
-    pub(super) fn begin(&self, canonical: Option<&str>) {
+    pub(super) fn begin(&self, canonical: Option<&str>, now: Instant) {
+        self.health.lock().begins(canonical, now);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         if let Some(model) = canonical {
             *self.running.lock().entry(model.to_owned()).or_default() += 1;
@@ -153,6 +161,34 @@ impl Backend {
                 }
             }
         }
+    }
+
+    /// Whether its breakers let a request through.
+    pub fn lets(&self, canonical: Option<&str>, now: Instant) -> bool {
+        self.health.lock().lets(canonical, now)
+    }
+
+    pub fn succeeded(&self, canonical: Option<&str>) {
+        self.health.lock().succeeded(canonical);
+    }
+
+    pub fn failed(&self, canonical: Option<&str>, how: Failed, now: Instant) {
+        self.health.lock().failed(canonical, how, now);
+    }
+
+    /// Its breaker, and the models whose own is not closed.
+    pub fn breakers(&self, now: Instant) -> (State, Vec<(String, State)>) {
+        let health = self.health.lock();
+        (health.state(now), health.models(now).into_iter().map(|(model, state)| (model.to_owned(), state)).collect())
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// From now on it gets no new work, or gets it again. Whether that is news.
+    pub fn drain(&self, drained: bool) -> bool {
+        self.drained.swap(drained, Ordering::Relaxed) != drained
     }
 
     /// What the last contact said; true before the first.
@@ -251,6 +287,9 @@ fn authorities(ca_file: &Path) -> Result<Arc<CaType>, String> {
 mod tests {
     use super::*;
 
+    const HEALTH: health::Settings =
+        health::Settings { failures: 3, rest: Duration::from_secs(5), most_rest: Duration::from_secs(60) };
+
     fn backend(models: &[&str]) -> Backend {
         let configured = config::Backend {
             name: "gpu-1".into(),
@@ -258,7 +297,7 @@ mod tests {
             model_slots: [("LLAMA3.2:latest".to_owned(), 4)].into(),
             ..config::Backend::default()
         };
-        Backend::new(0, &configured, None, &BackendTimeouts::default()).expect("good settings")
+        Backend::new(0, &configured, None, &BackendTimeouts::default(), HEALTH).expect("good settings")
     }
 
     #[test]
@@ -284,9 +323,9 @@ mod tests {
     #[test]
     fn what_runs_is_counted_by_model_and_leaves_nothing_behind() {
         let backend = backend(&[]);
-        backend.begin(Some("a"));
-        backend.begin(Some("a"));
-        backend.begin(None);
+        for model in [Some("a"), Some("a"), None] {
+            backend.begin(model, Instant::now());
+        }
         assert_eq!((backend.in_flight(), backend.running("a"), backend.running("b")), (3, 2, 0));
         for model in [Some("a"), None, Some("a")] {
             backend.end(model);
@@ -300,7 +339,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let bad = |configured: config::Backend| {
             let named = config::Backend { name: "gpu-1".into(), ..configured };
-            match Backend::new(0, &named, None, &BackendTimeouts::default()) {
+            match Backend::new(0, &named, None, &BackendTimeouts::default(), HEALTH) {
                 Ok(_) => panic!("it must be refused"),
                 Err(e) => e,
             }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::Method;
 
 use super::client::{Call, Client, ClientError, Reply};
+use super::health::Failed;
 use super::placement::Has;
 use super::{Backend, Pool};
 use crate::ledger::Metrics;
@@ -122,6 +123,19 @@ impl Catalogue {
             all.insert(canonical.to_owned(), loaded.clone());
             noted.insert(canonical.to_owned(), now);
             Known { loaded: Arc::new(all), noted: Arc::new(noted), ..Known::clone(known) }
+        });
+    }
+
+    /// The backend has just said that it has not got the model.
+    pub fn note_absent(&self, canonical: &str) {
+        if !self.known.load().models.contains_key(canonical) && !self.known.load().loaded.contains_key(canonical) {
+            return;
+        }
+        self.known.rcu(|known| {
+            let (mut models, mut loaded) = (HashMap::clone(&known.models), HashMap::clone(&known.loaded));
+            models.remove(canonical);
+            loaded.remove(canonical);
+            Known { models: Arc::new(models), loaded: Arc::new(loaded), ..Known::clone(known) }
         });
     }
 
@@ -298,12 +312,34 @@ pub async fn keep_fresh(pool: &Pool, place: usize, client: &Client, metrics: &Me
     let loaded = async {
         loop {
             // What fails here failed for a reason that the list meets too.
-            let _ = tokio::join!(catalogue.read_version(backend, client), catalogue.read_loaded(backend, client));
+            let version = async {
+                let read = catalogue.known.load().version_read;
+                if read.is_none_or(|at| at.elapsed() > pace.models) {
+                    let _ = catalogue.read_version(backend, client).await;
+                }
+            };
+            let _ = tokio::join!(version, catalogue.read_loaded(backend, client));
             catalogue.read_details(backend, pool, client).await;
             tokio::time::sleep(pace.loaded).await;
         }
     };
     tokio::join!(models, loaded);
+}
+
+/// Asks one backend for its version again and again, until the process ends: it is up if it answers. `/api/version` takes no lock
+/// inside Ollama (ollama-wire, section 1), so that a backend that only loads is not taken for one that is down.
+pub async fn keep_probing(backend: &Backend, client: &Client, metrics: &Metrics, every: Duration) {
+    loop {
+        let answered = backend.catalogue.read_version(backend, client).await;
+        note(backend, answered.is_ok(), metrics);
+        match answered {
+            Ok(()) => backend.succeeded(None),
+            Err(ClientError::Unreachable) => backend.failed(None, Failed::Unreachable, Instant::now()),
+            Err(ClientError::Silent) => backend.failed(None, Failed::Unreachable, Instant::now()),
+            Err(ClientError::Broken(_)) => backend.failed(None, Failed::Garbage, Instant::now()),
+        }
+        tokio::time::sleep(every).await;
+    }
 }
 
 /// A backend was reached, or was not.

@@ -73,7 +73,7 @@ impl Client {
         let addresses = backend.addresses().await.map_err(|_| (ClientError::Unreachable, false))?;
         let mut connected = None;
         for address in addresses {
-            let peer = peer::peer(backend, address);
+            let peer = peer::peer(backend, address, false);
             if let Ok(session) = self.connector.get_http_session(&peer).await {
                 connected = Some((peer, session));
                 break;

@@ -12,6 +12,9 @@ use super::Backend;
 /// An idle pooled connection is given up after this. Ollama itself never closes one (ollama-wire, section 1).
 const POOLED_IDLE: Duration = Duration::from_secs(90);
 
+/// A pool in which no connection is kept.
+const FRESH: u64 = 1 << 63;
+
 /// The headers of a client that reach a backend (contract, section 1), and no other: no credential, no identity, no `Origin`
 /// (which Ollama answers with 403), nothing hop-by-hop.
 static PASSED_ON: [HeaderName; 7] = [
@@ -25,12 +28,14 @@ static PASSED_ON: [HeaderName; 7] = [
 ];
 
 /// The peer for one attempt at one of the backend's addresses.
-pub fn peer(backend: &Backend, address: SocketAddr) -> HttpPeer {
+///
+/// `fresh`: over a connection of its own, and none that is kept for others or was.
+pub fn peer(backend: &Backend, address: SocketAddr, fresh: bool) -> HttpPeer {
     let url = &backend.url;
     // With rustls an empty SNI together with a CA turns verification off (traps, Pingora 15); the configuration refuses empty hosts.
     let mut peer = HttpPeer::new(address, url.is_tls(), url.host().to_owned());
     // Connections are pooled by address and name, and not by CA: what one backend's CA has verified is not another backend's.
-    peer.group_key = backend.place as u64;
+    peer.group_key = backend.place as u64 | if fresh { FRESH } else { 0 };
     let options = &mut peer.options;
     options.ca = backend.authorities.clone();
     // None of these has a default (traps, Pingora 3).
@@ -38,7 +43,7 @@ pub fn peer(backend: &Backend, address: SocketAddr) -> HttpPeer {
     options.total_connection_timeout = Some(backend.connect);
     options.read_timeout = Some(backend.silence);
     options.write_timeout = Some(backend.silence);
-    options.idle_timeout = Some(POOLED_IDLE);
+    options.idle_timeout = Some(if fresh { Duration::ZERO } else { POOLED_IDLE });
     options.http_upstream_request_policy.h1_upgrade = pingora::upstreams::peer::H1UpgradePolicy::Deny;
     peer
 }

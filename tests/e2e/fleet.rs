@@ -27,14 +27,20 @@ pub fn tables<'a>(backends: impl IntoIterator<Item = (String, &'a str)>) -> Stri
 }
 
 /// Of inference and management: what the catalogue asks is not counted.
-fn targets(simulator: &Simulator) -> Vec<String> {
+pub fn targets(simulator: &Simulator) -> Vec<String> {
     let own = |seen: &Seen| seen.header("x-request-id") == Some("catalogue");
     simulator.seen().iter().filter(|seen| !own(seen)).map(|seen| seen.target.clone()).collect()
 }
 
-async fn backends(house: &House) -> Vec<Value> {
+pub async fn backends(house: &House) -> Vec<Value> {
     let activity = Request::get("/api/v1/activity").send(house.operator).await.json();
     activity["backends"].as_array().expect("a list").clone()
+}
+
+/// What each backend has is known.
+pub async fn lists_are_read(house: &House) {
+    let all = async || backends(house).await.iter().all(|each| each["models"].is_array()).then_some(());
+    wait_until_async("all lists", all).await;
 }
 
 #[tokio::test]
@@ -195,10 +201,7 @@ async fn a_stub_of_a_cloud_model_on_one_backend_makes_it_one_for_all() {
     let url = format!("http://{}", stub.address);
     let config = format!("{}[catalogue]\nrefresh_s = 30\n", tables([(a.url(), ""), (url, "")]));
     let house = House::with(Plan { config, ..Plan::default() }).await;
-    wait_until_async("both lists", async || {
-        backends(&house).await.iter().all(|each| each["models"].is_array()).then_some(())
-    })
-    .await;
+    lists_are_read(&house).await;
     let reply = house.post("/api/chat", chat("innocent", false)).await;
     assert_eq!((reply.status, reply.code().as_str()), (403, "egress_denied"));
     assert_eq!(house.post("/api/chat", chat("llama3.2", false)).await.status, 200);

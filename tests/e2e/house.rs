@@ -70,7 +70,8 @@ impl House {
         let config = dir.path().join("proxy.toml");
         // The catalogue's own requests would be counted among the simulator's; tests that want it turn it on.
         let catalogue = if plan.config.contains("[catalogue]") { "" } else { "\n[catalogue]\nrefresh_s = 0\n" };
-        std::fs::write(&config, format!("{}\n{catalogue}", plan.config)).expect("written");
+        let health = if plan.config.contains("[health]") { "" } else { "\n[health]\nprobe_s = 0\n" };
+        std::fs::write(&config, format!("{}\n{catalogue}{health}", plan.config)).expect("written");
         let mut command = Command::new(env!("CARGO_BIN_EXE_behavry-ollama-proxy"));
         command
             .arg("serve")

@@ -20,6 +20,7 @@ mod commands;
 mod crashes;
 mod devices;
 mod door;
+mod failover;
 mod filters;
 mod fleet;
 mod governed;
