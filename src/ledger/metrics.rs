@@ -253,6 +253,7 @@ impl Metrics {
             "Replies of Ollama's own API for which the model was loaded first: a load_duration of 200 ms or more.",
             &["model"],
         );
+        model_loads.with_label_values(&[OTHER]);
 
         let policy_decisions = make.counters("policy_decisions_total", "Policy decisions by result.", &["result"]);
         for result in ["allow", "deny", "escalate"] {
@@ -874,7 +875,7 @@ mod tests {
             let measures = Measures { loading, model: metrics.known_model("llama3.2"), ..chat() };
             metrics.settled(Outcome::Complete, &reply(), &measures);
             match loads {
-                None => assert!(!metrics.render().contains("model_loads_total{")),
+                None => assert!(!metrics.render().contains(r#"model_loads_total{model="llama3.2"}"#)),
                 Some(n) => {
                     has(&metrics.render(), &format!(r#"behavry_ollama_model_loads_total{{model="llama3.2"}} {n}"#))
                 }

@@ -165,7 +165,7 @@ async fn each_line_is_a_log_with_its_columns_as_attributes_and_itself_as_body() 
 #[tokio::test]
 async fn a_collector_that_refuses_or_only_seems_to_take_has_every_line_once_it_does() {
     let collector = Collector::open(Does::Takes).await;
-    let config = config(&collector, "").replace("timeout_s = 60", "timeout_s = 1\nbatch_lines = 6");
+    let config = config(&collector, "").replace("timeout_s = 60", "timeout_s = 4\nbatch_lines = 6");
     let mut house = House::with(Plan { config, ..Plan::default() }).await;
     let page = b"<html><body>Please log in</body></html>".to_vec();
     let ways = [

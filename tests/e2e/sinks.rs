@@ -160,7 +160,7 @@ async fn every_line_of_the_files_arrives_word_for_word_and_signed_and_the_last_o
 async fn a_collector_that_fails_in_every_way_has_every_line_once_it_takes_them() {
     let (hooked, mut collector) = (Hooked::new(), Collector::open(Does::Answers(500, String::new())).await);
     let elsewhere = Collector::open(Does::Takes).await;
-    let config = hooked.config(&collector.url(), "", "").replace("timeout_s = 60", "timeout_s = 1");
+    let config = hooked.config(&collector.url(), "", "").replace("timeout_s = 60", "timeout_s = 4");
     let house = House::with(Plan { config, ..Plan::default() }).await;
     let ways = [
         Does::Answers(500, String::new()),

@@ -89,7 +89,7 @@ async fn udp_has_every_line_and_where_nobody_listens_they_wait() {
 async fn over_tcp_whatever_becomes_of_the_receiver_or_of_us_every_line_has_arrived_in_order() {
     let receiver = Stream::open(Serves::Whole).await;
     let config =
-        config(&format!("tcp://{}", receiver.address)).replace("timeout_s = 60", "timeout_s = 1\nbatch_lines = 9");
+        config(&format!("tcp://{}", receiver.address)).replace("timeout_s = 60", "timeout_s = 4\nbatch_lines = 9");
     let mut house = House::with(Plan { config, ..Plan::default() }).await;
     let mut met = receiver.met.clone();
     for (n, serves) in
