@@ -76,6 +76,7 @@ def test_a_running_stream_is_on_screen_and_when_it_ends_among_the_recent(own_pro
         assert speed >= 1, "ten a second, as far as the machine has time"
         page.wait("document.querySelector('#tile-running b').textContent === '1'")
         page.wait("document.querySelector('#tile-running small').textContent === 'by 1 agent, 0 waiting for a first token'")
+        page.wait("Number(document.querySelector('#tile-tokens b').textContent) >= 1")  # while it flows, not only at its end
         page.wait("document.querySelector('#connection').dataset.state === 'live'")
         page.wait("document.querySelector('#backends').innerText.includes('1 in flight')")
     finally:

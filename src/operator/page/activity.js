@@ -338,15 +338,22 @@ function count(data) {
   const lost = before && totals.requests < before.totals.requests; // it was started anew
   const seconds = before && !lost ? (now - before.now) / 1000 : 0;
   const last = before;
-  const grown = (name) => (seconds > 0 ? (totals[name] - last.totals[name]) / seconds : 0);
-  before = { now, totals };
+  // The totals are of requests that have ended; with what runs, a long stream is seen while it flows and is no spike at its end. A
+  // chunk is mostly one token. Chunks of a reply that broke off are counted nowhere, so a sum may shrink.
+  const sums = {
+    requests: totals.requests + all,
+    tokens: totals.output_tokens + data.running.reduce((sum, entry) => sum + entry.chunks, 0),
+    refused: totals.refused,
+  };
+  const grown = (name) => (seconds > 0 ? Math.max(0, sums[name] - last.sums[name]) / seconds : 0);
+  before = { now, totals, sums };
   if (paused) return;
-  sample("requests", grown("requests"), `${number(totals.requests)} in all`);
+  sample("requests", grown("requests"), `${number(sums.requests)} in all`);
   const agents = new Set(data.running.map((entry) => entry.agent_id)).size;
   const waiting = data.running.filter((entry) => !known(entry.ttft_ms)).length;
   const by = `by ${number(agents)} ${agents === 1 ? "agent" : "agents"}, ${number(waiting)} waiting for a first token`;
   sample("running", all, all ? by : "nothing runs", number);
-  sample("tokens", grown("output_tokens"), `${number(totals.input_tokens)} in, ${number(totals.output_tokens)} out in all`);
+  sample("tokens", grown("tokens"), `${number(totals.input_tokens)} in, ${number(totals.output_tokens)} out in all`);
   sample("refused", grown("refused"), `${number(totals.refused)} in all, ${number(totals.denied)} by policy, ${number(totals.escalated)} escalated`);
   if (totals.requests === 0 && all === 0 && recentRows.all.length === 0 && arrived.length === 0) showFirstRequest(data.public);
 }
