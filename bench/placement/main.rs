@@ -6,7 +6,8 @@
 //!
 //! It is a discrete simulation: no clock, no socket, the same numbers on every machine. [`trace`] makes the requests, [`world`] is
 //! what eight Ollamas would do with them, [`policies`] choose. `-- --seeds 2` runs fewer seeds, `-- --only ours,oracle` some
-//! policies. How to read the figures: `bench/RESULTS.md`, section "Placement".
+//! policies. The table names its columns; ours is not among the
+//! policies yet.
 
 mod oracle;
 mod policies;
