@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use behavry_ollama_proxy::ledger::{Audit, AuditSettings, AuditUnavailable, Entry, Metrics, Outcome};
 
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 /// No file of this process may grow past `bytes`: a write stops short there, and the next one fails with EFBIG.
 fn disk_of(bytes: u64) {
@@ -46,7 +46,7 @@ async fn a_disk_that_runs_full_in_mid_line_leaves_whole_lines_and_loses_nothing(
     let folder = std::env::temp_dir().join(format!("behavry-ledger-full-{}", std::process::id()));
     let settings = AuditSettings {
         dir: Some(folder.clone()),
-        checkpoint_every: LONG, // a mark in the middle would take the room of a record
+        checkpoint_every: 100 * LONG, // a mark in the middle would take the room of a record
         stdout: false,
         retry_every: Duration::from_millis(10),
         ..AuditSettings::default()
