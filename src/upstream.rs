@@ -2,6 +2,7 @@
 //!
 //! - [`backend`]: one Ollama: what was configured of it, its addresses, what runs on it.
 //! - [`placement`]: which of them a request goes to.
+//! - [`scheduler`]: who waits, who runs where and who is next. `bench/placement` drives it; requests do not pass through it yet.
 //! - [`health`]: whether one is to be trusted with work.
 //! - [`failover`]: whether a request that came to nothing may be tried on another.
 //! - [`peer`]: a backend as Pingora's connector sees it: address, TLS, time limits; and the head that it is sent.
@@ -23,6 +24,7 @@ pub mod failover;
 pub mod health;
 pub mod peer;
 pub mod placement;
+pub mod scheduler;
 
 pub use backend::Backend;
 pub use catalogue::{Catalogue, Known};

@@ -52,6 +52,9 @@ const PINGORA: [&str; 6] = ["server", "door", "proxy", "intake", "upstream", "op
 /// Bytes or facts in, facts out: no socket, no runtime.
 const PURE: [&str; 7] = ["identity", "wire", "policy", "refusal", "route", "config", "models"];
 
+/// Pure, and without a clock or a lock as well: events and `now` in, decisions out (`docs/adr/0050-scheduling.md`).
+const TIMELESS: &str = "upstream/scheduler";
+
 /// A file of `src/`.
 struct Source {
     /// As in `door/link.rs`.
@@ -201,6 +204,12 @@ fn does_no_input_or_output_where_it_is_pure(source: &Source) -> Vec<String> {
     used.map(|door| broken(source, format!("{door} in a pure module"))).collect()
 }
 
+fn keeps_no_time_where_it_is_given(source: &Source) -> Vec<String> {
+    let doors = ["Instant::now", "SystemTime", ".elapsed()", "tokio::", "Mutex", "std::net", "crate::"];
+    let used = doors.iter().filter(|door| source.path.starts_with(TIMELESS) && source.says(door));
+    used.map(|door| broken(source, format!("{door} in the scheduler"))).collect()
+}
+
 fn reads_the_environment_only_in_config(source: &Source) -> Vec<String> {
     let ways = ["std::env", "env::var", "env::args", "env::temp_dir", "env::current_dir", "env::home_dir"];
     let ways = ways.iter().filter(|way| source.module() != "config" && source.says(way)).map(|way| (*way).to_owned());
@@ -288,6 +297,7 @@ fn pingora_is_known_to_six_modules_and_no_other() {
 #[test]
 fn the_pure_modules_open_no_socket_and_need_no_runtime() {
     hold(does_no_input_or_output_where_it_is_pure);
+    hold(keeps_no_time_where_it_is_given);
 }
 
 #[test]
@@ -390,6 +400,9 @@ fn every_rule_finds_what_it_is_for() {
     assert!(finds(does_no_input_or_output_where_it_is_pure, "wire.rs", "use tokio::io::AsyncRead;"));
     assert!(finds(does_no_input_or_output_where_it_is_pure, "policy.rs", "use std::net::TcpStream;"));
     assert!(!finds(does_no_input_or_output_where_it_is_pure, "policy.rs", "use std::net::IpAddr;"));
+
+    assert!(finds(keeps_no_time_where_it_is_given, "upstream/scheduler/rates.rs", "let now = Instant::now();"));
+    assert!(!finds(keeps_no_time_where_it_is_given, "upstream.rs", "let now = Instant::now();"));
 
     assert!(finds(reads_the_environment_only_in_config, "server.rs", r#"std::env::var("HOME")"#));
     assert!(finds(reads_the_environment_only_in_config, "cli.rs", r#"    #[arg(long, env = "X")]"#));

@@ -53,7 +53,6 @@ pub struct Request {
     pub at_s: f64,
     pub model: usize,
     pub class: Class,
-    #[expect(dead_code, reason = "no policy here is fair between agents")]
     pub agent: u32,
     /// Requests of one conversation begin with the same words.
     pub conversation: u64,

@@ -404,7 +404,7 @@ pub fn replay(requests: &[Request], policy: &mut dyn Policy) -> Run {
                 push(&mut events, at_s, What::Machine(machine, world.gpus[machine].version));
             }
         }
-        if let Some(at_s) = policy.wake_s()
+        if let Some(at_s) = policy.wake_s().map(|at_s| at_s.max(now_s))
             && wake_s.is_none_or(|planned| at_s < planned)
         {
             wake_s = Some(at_s);
