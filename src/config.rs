@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use audit::{Audit, Durability, Start};
 pub use filters::{Egress, Filters, WebTools};
-pub use models::{Model, Setting, Span};
+pub use models::{Model, Models, Setting, Span};
 pub use sections::{
     Backend, BackendTimeouts, BuiltinErrors, Catalogue, Failover, Fleet, Health, Identity, Limits, Operator, Policy,
     Routes, Shutdown, Streaming,
@@ -86,6 +86,7 @@ pub struct Config {
     pub shutdown: Shutdown,
     pub egress: Egress,
     pub catalogue: Catalogue,
+    pub models: Models,
 }
 
 /// What the command line says. It wins over everything else.
@@ -224,6 +225,7 @@ impl Config {
             shutdown: Shutdown::default(),
             egress: Egress::default(),
             catalogue: Catalogue::default(),
+            models: Models::default(),
         }
     }
 
@@ -337,6 +339,13 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let odds = |keys: &str, problem: String, remedy: &str| Err(ConfigError::new(keys, problem, remedy));
         self.check_backends()?;
+        if self.catalogue.refresh.is_zero() && self.model.iter().any(|model| !model.warm.is_empty()) {
+            return odds(
+                "model.warm, catalogue.refresh_s",
+                "nobody would know where the model is, nor whether it is loaded".into(),
+                "set catalogue.refresh_s above 0, or take warm away",
+            );
+        }
         self.audit.check()?;
         if self.listen == self.operator.listen && self.listen.port() != 0 {
             return odds(

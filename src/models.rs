@@ -2,7 +2,11 @@
 //!
 //! Pure. Names are compared as Ollama compares them, so that no spelling gets around a rule.
 
+mod hours;
+
 use std::collections::HashMap;
+
+pub use hours::Hours;
 
 use crate::config::{self, Setting, Span};
 use crate::wire::ModelRef;
@@ -25,6 +29,16 @@ pub struct Models {
     others: Rules,
     /// In the order of the configuration.
     aliases: Vec<Alias>,
+    warm: Vec<Warm>,
+    /// Hosts, in lower case.
+    registries: Vec<String>,
+}
+
+/// A model that is loaded before anybody asks for it.
+#[derive(Clone, Debug)]
+pub struct Warm {
+    pub model: ModelRef,
+    pub hours: Hours,
 }
 
 /// A name that is no model's own.
@@ -45,17 +59,17 @@ struct Chain {
 impl Models {
     /// # Errors
     /// A name that is none, one that is said twice, a chain that leads back to itself. The text says where and what to do.
-    pub fn new(configured: &[config::Model]) -> Result<Models, String> {
+    pub fn new(configured: &[config::Model], general: &config::Models) -> Result<Models, String> {
         let mut tables: HashMap<String, &config::Model> = HashMap::new();
         let mut names = Vec::new();
-        let mut models = Models::default();
+        let mut models = Models { registries: general.registries.clone(), ..Models::default() };
         for table in configured {
             let named = |e: String| format!("model {:?}: {e}", table.name);
             let rules = rules(table).map_err(named)?;
             if table.name == OTHERS {
-                if !table.alias.is_empty() || !table.fallback.is_empty() {
+                if !table.alias.is_empty() || !table.fallback.is_empty() || !table.warm.is_empty() {
                     return Err(named(
-                        "it stands for every model, and can have no alias and no fallback; name one".to_owned(),
+                        "it stands for every model, and can have no alias, fallback or warm; name one".to_owned(),
                     ));
                 }
                 models.others = rules;
@@ -64,6 +78,12 @@ impl Models {
             let name = parse(&table.name)?;
             if !table.alias.is_empty() && !rules.is_empty() {
                 return Err(named("an alias has no settings of its own; set them at the model that runs".to_owned()));
+            }
+            if !table.warm.is_empty() {
+                let hours = Hours::parse(&table.warm).filter(|_| table.alias.is_empty()).ok_or_else(|| {
+                    named(format!("warm = {:?} is no span of a day; write \"always\" or one like \"07:00-18:00\", for a model itself", table.warm))
+                })?;
+                models.warm.push(Warm { model: name.clone(), hours });
             }
             let canonical = name.canonical();
             if tables.insert(canonical.clone(), table).is_some() {
@@ -108,6 +128,15 @@ impl Models {
     /// In the order of the configuration.
     pub fn aliases(&self) -> &[Alias] {
         &self.aliases
+    }
+
+    pub fn warm(&self) -> &[Warm] {
+        &self.warm
+    }
+
+    /// Whether Ollama may connect to the registry of a model's name.
+    pub fn may_come_from(&self, model: &ModelRef) -> bool {
+        self.registries.contains(&model.host)
     }
 
     /// What holds for the settings of a model.
@@ -209,14 +238,18 @@ mod tests {
         Some(targets.iter().map(ModelRef::canonical).collect())
     }
 
+    fn made(configured: &[config::Model]) -> Models {
+        Models::new(configured, &config::Models::default()).unwrap()
+    }
+
     fn refused(configured: &[config::Model]) -> String {
-        Models::new(configured).err().expect("this must not be taken")
+        Models::new(configured, &config::Models::default()).err().expect("this must not be taken")
     }
 
     #[test]
     fn a_name_stands_for_others_in_every_spelling() {
         let tables = [alias("fast", "Llama3.2:3B"), chain("big", &["fast", "tiny"]), chain("tiny", &["last"])];
-        let models = Models::new(&tables).unwrap();
+        let models = Models::new(&tables, &config::Models::default()).unwrap();
         for asked in ["fast", "FAST:latest", "library/fast", "registry.ollama.ai/library/fast"] {
             assert_eq!(targets(&models, asked).unwrap(), ["llama3.2:3b"], "{asked}");
         }
@@ -225,8 +258,7 @@ mod tests {
         assert!(models.is_alias(&model::parse("Fast").unwrap()) && !models.is_alias(&model::parse("big").unwrap()));
         assert_eq!(models.aliases().len(), 1);
         // An alias may have fallbacks, and what comes twice runs once.
-        let models =
-            Models::new(&[config::Model { alias: "a".into(), ..chain("x", &["b", "a"]) }, chain("a", &["b"])]).unwrap();
+        let models = made(&[config::Model { alias: "a".into(), ..chain("x", &["b", "a"]) }, chain("a", &["b"])]);
         assert_eq!(targets(&models, "x").unwrap(), ["a", "b"]);
     }
 
@@ -247,6 +279,9 @@ mod tests {
             (vec![pinned("a"), pinned("A:latest")], "two tables"),
             (vec![config::Model { alias: "b".into(), ..pinned("a") }], "no settings of its own"),
             (vec![chain("*", &["a"])], "can have no alias"),
+            (vec![config::Model { warm: "always".into(), ..named("*") }], "can have no alias"),
+            (vec![config::Model { warm: "8-18".into(), ..named("a") }], "is no span of a day"),
+            (vec![config::Model { warm: "always".into(), ..alias("a", "b") }], "for a model itself"),
             (
                 vec![config::Model { keep_alive: Some(Setting::Pin(Span::Text("5".into()))), ..named("a") }],
                 "is no duration",
@@ -266,10 +301,10 @@ mod tests {
     fn settings_hold_for_one_model_or_for_all_others() {
         let own = config::Model { num_ctx: Some(Setting::Pin(8192)), ..named("Mistral:latest") };
         let others = config::Model { num_ctx: Some(Setting::Strip), ..named("*") };
-        let models = Models::new(&[own, others]).unwrap();
+        let models = Models::new(&[own, others], &config::Models::default()).unwrap();
         let rule = |name: &str| models.rules(&model::parse(name).unwrap()).numbers[0].clone();
         assert_eq!(rule("library/mistral"), Some(Rule::Pin(8192)));
         assert_eq!(rule("mistral:7b"), Some(Rule::Strip));
-        assert!(Models::new(&[]).unwrap().rules(&model::parse("x").unwrap()).is_empty());
+        assert!(Models::new(&[], &config::Models::default()).unwrap().rules(&model::parse("x").unwrap()).is_empty());
     }
 }

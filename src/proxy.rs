@@ -26,6 +26,7 @@ mod answer;
 mod elsewhere;
 mod failure;
 mod forward;
+mod pull;
 mod reply;
 mod tokens;
 mod views;

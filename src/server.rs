@@ -38,6 +38,7 @@ use crate::upstream::catalogue::{self, Pace};
 use crate::upstream::client::Client;
 use crate::upstream::failover;
 use crate::upstream::health::Failed;
+use crate::upstream::warm;
 
 pub mod assemble;
 pub mod commands;
@@ -145,7 +146,11 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
         for place in 0..site.pool.backends().len() {
             let site = Arc::clone(&site);
             tokio::spawn(async move {
-                catalogue::keep_fresh(&site.pool, place, &site.client, &site.ledger.metrics, pace).await;
+                let backend = &site.pool.backends()[place];
+                tokio::join!(
+                    catalogue::keep_fresh(&site.pool, place, &site.client, &site.ledger.metrics, pace),
+                    warm::keep_warm(backend, &site.client, &site.models, &site.ledger.metrics, pace.loaded),
+                );
             });
         }
     }

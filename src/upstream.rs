@@ -8,6 +8,7 @@
 //! - [`peer`]: a backend as Pingora's connector sees it: address, TLS, time limits; and the head that it is sent.
 //! - [`client`]: requests of our own to a backend (lists, health).
 //! - [`catalogue`]: what is known of a backend's models, read in the background; whether it is up.
+//! - [`warm`]: models that are loaded before anybody asks for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +26,7 @@ pub mod health;
 pub mod peer;
 pub mod placement;
 pub mod scheduler;
+pub mod warm;
 
 pub use backend::Backend;
 pub use catalogue::{Catalogue, Known};

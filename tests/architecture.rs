@@ -28,7 +28,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("snapshot", &["identity", "policy"]),
     ("remote_keys", &["config", "identity", "ledger", "outbound", "snapshot"]),
     ("sinks", &["config", "identity", "ledger", "outbound"]),
-    ("upstream", &["config", "ledger", "policy", "wire"]),
+    ("upstream", &["config", "ledger", "models", "policy", "wire"]),
     ("exchange", &["identity", "intake", "ledger", "live", "policy", "refusal", "route", "snapshot", "upstream", "wire"]),
     ("site", &["control_plane", "identity", "intake", "ledger", "live", "models", "remote_keys", "route", "snapshot", "upstream", "wire"]),
     ("door", &["exchange", "live", "refusal", "site", "wire"]),

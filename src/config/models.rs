@@ -1,10 +1,26 @@
-//! `[[model]]`: what an operator says of single models.
+//! `[models]` and `[[model]]`: what holds for all models, and what an operator says of single ones.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
 use super::values;
+
+/// `[models]`: what holds for all of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Models {
+    /// Hosts that models may be pulled from, pushed to and created from, as they stand in a model's name, with a port if it has one.
+    /// Default `registry.ollama.ai` alone: a host in a name is one that Ollama connects to.
+    #[serde(deserialize_with = "values::registries")]
+    pub registries: Vec<String>,
+}
+
+impl Default for Models {
+    fn default() -> Models {
+        Models { registries: vec!["registry.ollama.ai".to_owned()] }
+    }
+}
 
 /// `[[model]]`: one model, or a name that stands for others. What the names mean is read where models are known.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +34,10 @@ pub struct Model {
     /// What runs instead where no backend has it or can serve it, best first. Default none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fallback: Vec<String>,
+    /// When it is loaded before anybody asks for it, on every backend that has it: `always`, or a span of each day in UTC as in
+    /// `07:00-18:00`. Default never.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub warm: String,
     /// `options.num_ctx`. Default none: what the client sends. So it is with the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_ctx: Option<Setting<i64>>,
@@ -37,10 +57,11 @@ pub struct Model {
 
 impl Model {
     /// Every key of a table, for the check of unknown ones.
-    pub(super) const KEYS: [&str; 10] = [
+    pub(super) const KEYS: [&str; 11] = [
         "name",
         "alias",
         "fallback",
+        "warm",
         "num_ctx",
         "num_batch",
         "num_gpu",

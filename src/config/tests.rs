@@ -675,6 +675,9 @@ web_tools = "cut"
 refresh_s = 30
 loaded_s = 5
 straggler_ms = 2000
+
+[models]
+registries = ["registry.ollama.ai"]
 "#;
     assert_eq!(config.effective(), expected);
 }

@@ -256,6 +256,16 @@ pub(super) fn hosts<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::E
     Ok(names)
 }
 
+/// Hosts as they stand in the names of models, in lower case, perhaps with a port.
+pub(super) fn registries<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let hosts = Vec::<String>::deserialize(d)?;
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"_.:-".contains(&b);
+    match hosts.iter().find(|host| host.is_empty() || host.len() > 350 || !host.bytes().all(fits)) {
+        Some(bad) => Err(D::Error::custom(format!("{} is no registry; write its host as in hf.co", quoted(bad)))),
+        None => Ok(hosts.iter().map(|host| host.to_ascii_lowercase()).collect()),
+    }
+}
+
 /// A name for headers and metric labels.
 pub(super) fn label<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     let text = plain_text(d)?;

@@ -162,6 +162,7 @@ pub struct Metrics {
     tokens: IntCounterVec,
     tokens_per_second: HistogramVec,
     model_loads: IntCounterVec,
+    warmups: IntCounterVec,
     models: Names<ModelLabel>,
     other_models: ModelSeries,
     roles: Names<RoleLabel>,
@@ -254,6 +255,11 @@ impl Metrics {
             &["model"],
         );
         model_loads.with_label_values(&[OTHER]);
+        let warmups = make.counters(
+            "model_warmups_total",
+            "Models that the proxy had loaded before anybody asked for them, by result (loaded, failed).",
+            &["model", "result"],
+        );
 
         let policy_decisions = make.counters("policy_decisions_total", "Policy decisions by result.", &["result"]);
         for result in ["allow", "deny", "escalate"] {
@@ -379,6 +385,7 @@ impl Metrics {
             bytes_in: bytes.with_label_values(&["in"]),
             bytes_out: bytes.with_label_values(&["out"]),
             model_loads,
+            warmups,
             models: Names::new(MODELS),
             other_models: ModelSeries::default(),
             roles: Names::new(ROLES),
@@ -529,6 +536,12 @@ impl Metrics {
     /// Gives a model time series of its own. Only for models that a backend really holds, never for what a client names.
     pub fn known_model(&self, model: &str) -> ModelLabel {
         self.models.insert(model)
+    }
+
+    /// A model of the configuration was loaded on a backend that holds it, or was not.
+    pub fn warmed(&self, model: &str, loaded: bool) {
+        let result = if loaded { "loaded" } else { "failed" };
+        self.warmups.with_label_values(&[self.model(model).as_str(), result]).inc();
     }
 
     /// The label of a model for a request: "other", unless it is known.

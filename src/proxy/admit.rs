@@ -94,6 +94,7 @@ impl Gateway {
         }
         if endpoint.kind() == Kind::Manage {
             exchange.named_backend = named_backend(session)?;
+            self.refuse_registry(endpoint, exchange)?;
         }
         self.authorize(endpoint, exchange)?;
         self.know_models(exchange).await?;
@@ -101,6 +102,9 @@ impl Gateway {
         self.write_down(exchange).await?;
         match endpoint {
             Endpoint::Model => return self.answer_model(session, exchange).await,
+            Endpoint::Pull if exchange.named_backend.is_none() && self.site.pool.backends().len() > 1 => {
+                return self.pull_everywhere(session, exchange).await;
+            }
             Endpoint::Version if self.site.pool.backends().len() > 1 => {
                 return self.answer_version(session, exchange).await;
             }
@@ -239,6 +243,23 @@ impl Gateway {
             ));
         }
         Ok(())
+    }
+
+    /// A host in the name of a model that is pulled, pushed or created from is one that Ollama connects to.
+    fn refuse_registry(&self, endpoint: Endpoint, exchange: &Exchange) -> std::result::Result<(), Refusal> {
+        let Some(ask) = &exchange.ask else { return Ok(()) };
+        let connects: Vec<&ModelRef> = match endpoint {
+            Endpoint::Pull | Endpoint::Push => ask.model.iter().collect(),
+            Endpoint::Create => ask.others.iter().collect(), // `from`, which is pulled where it is absent
+            _ => Vec::new(),
+        };
+        match connects.into_iter().find(|model| !self.site.models.may_come_from(model)) {
+            Some(model) => {
+                let host = &model.host;
+                Err(Refusal::egress_denied(format!("the registry {host}, which is not among models.registries")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Just after the start the lists of models may not have been read yet, and a stub of a cloud model would pass as a local one:

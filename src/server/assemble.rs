@@ -199,7 +199,7 @@ fn trusting(ca_file: &Path, key: &str) -> Result<Outbound, String> {
 
 /// Aliases, fallbacks and settings of models.
 pub fn models(config: &Config) -> Result<Models, String> {
-    Models::new(&config.model)
+    Models::new(&config.model, &config.models)
 }
 
 /// Names and credential of the operator's listener. That one off loopback has a credential is the configuration's affair.

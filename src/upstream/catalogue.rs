@@ -280,6 +280,7 @@ fn call(target: &str) -> Call<'_> {
         request_id: "catalogue",
         limit_bytes: LIMIT_BYTES,
         within: WITHIN,
+        pieces: None,
     }
 }
 

@@ -9,6 +9,7 @@ use http::Method;
 use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::prelude::*;
+use tokio::sync::mpsc;
 
 use super::{Backend, peer};
 
@@ -28,6 +29,8 @@ pub struct Call<'a> {
     pub limit_bytes: usize,
     /// For the reply to come whole.
     pub within: Duration,
+    /// Takes the body of a 200 piece by piece, as it comes, instead of [`Reply::body`]. Once nobody takes any more the rest is not read.
+    pub pieces: Option<mpsc::Sender<Bytes>>,
 }
 
 /// Why there is no reply.
@@ -111,6 +114,13 @@ impl Client {
         }
         let mut body = BytesMut::new();
         while let Some(bytes) = session.read_response_body().await.map_err(|e| (fault_of(&e), false))? {
+            if let Some(pieces) = call.pieces.as_ref().filter(|_| head.status == 200) {
+                if pieces.send(bytes).await.is_err() {
+                    session.shutdown().await;
+                    return Err((ClientError::Broken("nobody takes the rest"), false));
+                }
+                continue;
+            }
             if body.len() + bytes.len() > call.limit_bytes {
                 session.shutdown().await;
                 return Err((ClientError::Broken("the reply is too large"), false));

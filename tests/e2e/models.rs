@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::client::Request;
 use crate::fleet::{chat, holding, tables};
-use crate::house::{House, PATIENCE, Plan};
+use crate::house::{House, PATIENCE, Plan, wait_until_async};
 use crate::puppet::Puppet;
 
 /// The body that the backend got of a request, byte for byte.
@@ -374,4 +374,105 @@ async fn the_version_of_several_backends_is_the_lowest() {
     let told = house.send(Request::get("/api/version").bearer(&operator)).await.json();
     assert_eq!(told["backends"], json!({ "a": "0.33.0-rc2", "b": "0.17.4" }));
     assert_eq!(house.send(Request::new("HEAD", "/api/version").bearer(&operator)).await.status, 200);
+}
+
+const ADMIN: &[&str] = &["web:read", "web:write", "ollama:admin"];
+
+fn pulls(backend: &Simulator) -> Vec<Value> {
+    let bodies = backend.seen().into_iter().filter(|seen| seen.target == "/api/pull");
+    bodies.map(|seen| serde_json::from_slice(&seen.body).expect("JSON")).collect()
+}
+
+#[tokio::test]
+async fn a_pull_goes_to_every_backend_that_should_hold_the_model_and_is_told_as_one() {
+    let backends = three().await;
+    let [a, b, c] = &backends;
+    let config = tables([(a.url(), ""), (b.url(), "models = [\"other\"]"), (c.url(), "")]);
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    let token = house.token_with(&[], ADMIN);
+    let pull = json!({ "model": "qwen3" });
+    let reply = house.send(Request::post("/api/pull", pull.clone()).bearer(&token).id("pull")).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/x-ndjson")));
+    let lines: Vec<Value> = reply.lines().iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let statuses: Vec<&str> = lines.iter().filter_map(|line| line["status"].as_str()).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == "success").count(), 1, "{statuses:?}");
+    assert_eq!((statuses.first(), statuses.last()), (Some(&"backend a (1 of 2)"), Some(&"success")));
+    assert!(statuses.contains(&"backend c (2 of 2)") && lines.iter().any(|line| line["completed"].is_u64()));
+    assert_eq!([a, b, c].map(|backend| pulls(backend).len()), [1, 0, 1]);
+    let records = house.records_of("pull").await;
+    let phases: Vec<&str> = records.iter().filter_map(|record| record["extra"]["phase"].as_str()).collect();
+    assert_eq!(phases, ["request", "stream_start", "final"]);
+    assert_eq!((&records[2]["extra"]["outcome"], &records[2]["extra"]["model"]), (&json!("complete"), &json!("qwen3")));
+
+    // Not streamed, and one that is named alone.
+    let whole = json!({ "model": "qwen3", "stream": false });
+    let reply = house.send(Request::post("/api/pull", whole).bearer(&token)).await;
+    assert_eq!((reply.status, reply.json()), (200, json!({ "status": "success" })));
+    let named = Request::post("/api/pull", pull.clone()).bearer(&token).header("x-behavry-backend", "b");
+    assert_eq!(house.send(named).await.status, 200);
+    assert_eq!([a, b, c].map(|backend| pulls(backend).len()), [2, 1, 2]);
+
+    // One that is down keeps the others from nothing, and the end says so.
+    a.set_fault(Some(Fault::Refuses)).await.expect("set");
+    let reply = house.send(Request::post("/api/pull", pull).bearer(&token).id("half")).await;
+    let last: Value = serde_json::from_str(reply.lines().last().expect("a line")).expect("JSON");
+    let error = last["error"].as_str().expect("an error").to_owned();
+    assert!(error.starts_with("1 of 2 backends did not get the model: backend a: cannot be reached"), "{error}");
+    assert_eq!(pulls(c).len(), 3);
+    assert_eq!(house.final_of("half").await["extra"]["outcome"], "upstream_error");
+}
+
+#[tokio::test]
+async fn models_come_from_the_registries_of_the_configuration_only() {
+    let house = house("[models]\nregistries = [\"registry.ollama.ai\", \"HF.co\"]\n").await;
+    let token = house.token_with(&[], ADMIN);
+    let outside = "169.254.169.254/library/x";
+    for (path, body) in [
+        ("/api/pull", json!({ "model": outside })),
+        ("/api/pull", json!({ "name": "http://localhost:11434/a/b", "insecure": true })),
+        ("/api/push", json!({ "model": "evil.example/me/x" })),
+        ("/api/create", json!({ "model": "x", "from": "evil.example/me/x" })),
+    ] {
+        let reply = house.send(Request::post(path, body).bearer(&token).id("no")).await;
+        assert_eq!((reply.status, reply.code()), (403, "egress_denied".to_owned()), "{path}");
+        assert!(reply.json()["detail"].as_str().is_some_and(|detail| detail.contains("models.registries")), "{path}");
+    }
+    assert!(house.simulator.seen().is_empty(), "no backend heard of it");
+    for model in ["tiny", "library/tiny", "https://Registry.Ollama.AI/library/tiny", "hf.co/me/x"] {
+        let reply = house.send(Request::post("/api/pull", json!({ "model": model })).bearer(&token)).await;
+        assert_eq!(reply.status, 200, "{model}");
+    }
+    // What is here already may have any name.
+    let copy = json!({ "source": "tiny", "destination": "evil.example/me/x" });
+    assert_ne!(house.send(Request::post("/api/copy", copy).bearer(&token)).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_before_anybody_asks_for_it_wherever_it_is_and_again_once_it_was_unloaded() {
+    let (a, b) = (holding(&["llama3.2", "tiny-embed"]).await, holding(&["mistral"]).await);
+    let tables = tables([(a.url(), ""), (b.url(), "")]);
+    let warm = "[[model]]\nname = \"Llama3.2:latest\"\nwarm = \"always\"\nnum_ctx = 2048\n[[model]]\nname = \"tiny-embed\"\nwarm = \"always\"\n";
+    let config = format!("{tables}{warm}[catalogue]\nrefresh_s = 1\nloaded_s = 1\n");
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    let of = |seen: &[behavry_ollama_proxy::simulator::Seen], target: &str| {
+        let own = seen.iter().filter(|seen| seen.target == target && seen.header("x-request-id") == Some("warm"));
+        own.map(|seen| seen.body.clone()).collect::<Vec<_>>()
+    };
+    // On a slow machine a model may be asked for twice before the look that shows it loaded.
+    a.wait_for(PATIENCE, |seen| !of(seen, "/api/generate").is_empty() && !of(seen, "/api/embed").is_empty())
+        .await
+        .expect("both are loaded");
+    let body: Value = serde_json::from_slice(&of(&a.seen(), "/api/generate")[0]).expect("JSON");
+    let wanted = json!({ "model": "Llama3.2:latest", "keep_alive": -1, "options": { "num_ctx": 2048 } });
+    assert_eq!(body, wanted, "with the settings that a client's request would get");
+    let token = house.token();
+    list_once(&house, "/api/ps", &token, |list| names(list).contains(&"llama3.2:latest".to_owned())).await;
+
+    let before = of(&a.seen(), "/api/generate").len();
+    let unload = json!({ "model": "llama3.2", "keep_alive": 0 });
+    assert_eq!(house.post("/api/generate", unload).await.status, 200);
+    a.wait_for(PATIENCE, |seen| of(seen, "/api/generate").len() > before).await.expect("it is loaded again");
+    assert!(of(&b.seen(), "/api/generate").is_empty(), "where it is not it is not loaded");
+    let counted = "behavry_ollama_model_warmups_total{model=\"llama3.2\",result=\"loaded\"}";
+    wait_until_async("the load is counted", async || house.metrics().await.contains(counted).then_some(())).await;
 }

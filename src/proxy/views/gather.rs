@@ -134,6 +134,7 @@ impl Gateway {
             request_id: &exchange.request_id,
             limit_bytes: self.site.list_bytes,
             within: self.site.silence,
+            pieces: None,
         };
         let reply = self.site.client.call(backend, &call).await;
         let metrics = &self.site.ledger.metrics;

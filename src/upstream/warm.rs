@@ -1,0 +1,76 @@
+//! Models that are loaded before anybody asks for them.
+//!
+//! Only one that is not loaded is touched: to touch one that is would load it anew where a client has loaded it with other settings. So
+//! each is loaded again some seconds after it was unloaded, for as long as its hours last.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Method;
+
+use super::client::{Call, Client};
+use super::{Backend, Known};
+use crate::ledger::Metrics;
+use crate::models::{Models, Warm};
+use crate::wire::rewrite::settings;
+use crate::wire::{Endpoint, Source};
+
+/// A model that could not be loaded is tried again after this long: what is full now may be full for some time.
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
+const REPLY_BYTES: usize = 1 << 20;
+
+/// Keeps the models of one backend warm, until the process ends. It looks `every` so long.
+pub async fn keep_warm(backend: &Backend, client: &Client, models: &Models, metrics: &Metrics, every: Duration) {
+    let mut failed: HashMap<String, Instant> = HashMap::new();
+    loop {
+        for warm in models.warm() {
+            let canonical = warm.model.canonical();
+            let known = backend.catalogue.known();
+            let Some(left) = warm.hours.left(jiff::Timestamp::now().as_second().max(0) as u64) else { continue };
+            let rests = failed.get(&canonical).is_some_and(|at| at.elapsed() < AFTER_FAILURE);
+            if rests || !backend.is_up() || !backend.may_serve(&warm.model) || !is_wanted(&known, &canonical) {
+                continue;
+            }
+            let loaded = load(backend, client, models, warm, &known, left).await;
+            metrics.warmed(&canonical, loaded);
+            if loaded {
+                backend.catalogue.note_loaded(&canonical);
+                log::info!("{canonical} is loaded on backend {} before anybody asks for it", backend.name);
+            } else {
+                failed.insert(canonical.clone(), Instant::now());
+                log::warn!("{canonical} cannot be loaded on backend {}; the next try is in a minute", backend.name);
+            }
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// It is there and not loaded, as far as both are known.
+fn is_wanted(known: &Known, canonical: &str) -> bool {
+    let is_local = known.models.get(canonical).is_some_and(|model| model.source == Source::Local);
+    is_local && known.loaded_read.is_some() && !known.loaded.contains_key(canonical)
+}
+
+/// An empty request loads the model and does nothing else; it has the settings that a client's would get.
+async fn load(backend: &Backend, client: &Client, models: &Models, warm: &Warm, known: &Known, left: Duration) -> bool {
+    let capabilities = known.models.get(&warm.model.canonical()).and_then(|model| model.capabilities());
+    let only_embeds =
+        capabilities.is_some_and(|words| !words.is_empty() && !words.iter().any(|word| word == "completion"));
+    let (endpoint, target) =
+        if only_embeds { (Endpoint::Embed, "/api/embed") } else { (Endpoint::Generate, "/api/generate") };
+    let keep_alive = if left == Duration::MAX { -1 } else { left.as_secs() as i64 };
+    let body = serde_json::json!({ "model": warm.model.raw, "keep_alive": keep_alive }).to_string().into_bytes();
+    let body = settings::apply(endpoint, &body, models.rules(&warm.model)).map_or(body, |(body, _)| body);
+    let call = Call {
+        method: Method::POST,
+        target,
+        query: None,
+        body: Some(Bytes::from(body)),
+        request_id: "warm",
+        limit_bytes: REPLY_BYTES,
+        within: backend.silence,
+        pieces: None,
+    };
+    client.call(backend, &call).await.is_ok_and(|reply| reply.head.status == 200)
+}
