@@ -109,7 +109,7 @@ impl Intake {
     }
 
     async fn read_as_sent(&self, session: &mut Session) -> Result<(Bytes, Held), Unread> {
-        let declared = declared_length(session.req_header()).unwrap_or(0) as usize;
+        let declared = declared_length(session.req_header());
         answer_expectation(session).await?;
         let mut held = self.memory.share();
         let Some(first) = self.next(session, Instant::now() + self.idle).await? else {
@@ -119,11 +119,13 @@ impl Intake {
             return Err(Refusal::body_too_large(self.limit_bytes as u64).into());
         }
         held.grow(first.len())?;
-        if first.len() == declared {
+        // Without a declared length the first bytes may be none: a chunk's size came by itself, and its data are still under way.
+        if declared == Some(first.len() as u64) {
             return Ok((first, held)); // the ordinary small request: no copy
         }
         let began = Instant::now();
         // What is declared is not believed all at once: memory follows what has arrived.
+        let declared = usize::try_from(declared.unwrap_or(0)).unwrap_or(usize::MAX);
         let mut body = BytesMut::with_capacity(declared.min(1 << 20).max(first.len() * 2));
         body.extend_from_slice(&first);
         loop {

@@ -356,6 +356,24 @@ async fn a_chunk_line_is_judged_however_it_is_cut_into_reads() {
     assert_eq!(house.simulator.connections(), 0);
 }
 
+/// The first read may bring a chunk's size and none of its data: that is no empty body.
+#[tokio::test]
+async fn honest_chunks_pass_however_they_are_cut_into_reads() {
+    let house = House::open().await;
+    let head = head(&house, "POST /api/chat HTTP/1.1", "Transfer-Encoding: chunked\r\n");
+    let size = format!("{:x}\r\n", CHAT.len());
+    for round in 0..20 {
+        let mut connection = Connection::open(house.public).await;
+        connection.write(format!("{head}{size}").as_bytes()).await;
+        for piece in format!("{CHAT}\r\n0\r\n\r\n").as_bytes().chunks(round + 1) {
+            tokio::task::yield_now().await;
+            connection.write(piece).await;
+        }
+        assert_eq!(connection.reply(false).await.expect("an answer").status, 200, "round {round}");
+    }
+    assert!(house.simulator.seen().iter().all(|seen| seen.body == CHAT.as_bytes()));
+}
+
 #[tokio::test]
 async fn honest_chunks_pass_with_extensions_trailers_and_sizes_of_either_case() {
     let house = House::open().await;
