@@ -155,7 +155,15 @@ fn the_facts_of_every_answered_request_are_read() {
             continue;
         }
         let name = &recording.name;
-        let ask = ask::read(recording.endpoint, &recording.request).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let read = ask::read(recording.endpoint, &recording.request);
+        // Ollama answers as if these had not been asked for; here they are refused by name.
+        let refused = ["background", "previous_response_id"];
+        if let Err(error) = &read
+            && refused.iter().any(|name| error.to_string() == format!("`{name}` is not supported"))
+        {
+            continue;
+        }
+        let ask = read.unwrap_or_else(|error| panic!("{name}: {error}"));
         let expected = &recording.expected;
         if let Some(wanted) = expected["model"].as_str() {
             compared += 1;
