@@ -106,8 +106,8 @@ def ours(backend, place, algorithm):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BEHAVRY_")}
     environment |= {
         "BEHAVRY_LISTEN": "127.0.0.1:0", "BEHAVRY_OPERATOR_LISTEN": "127.0.0.1:0",
-        "BEHAVRY_OLLAMA_URL": f"http://{backend}", "BEHAVRY_STATE_DIR": str(place / "state"),
-        "BEHAVRY_AUDIT_DIR": str(place / "audit"), "BEHAVRY_CONFIG": str(place / "proxy.toml"),
+        "BEHAVRY_STATE_DIR": str(place / "state"), "BEHAVRY_AUDIT_DIR": str(place / "audit"),
+        "BEHAVRY_CONFIG": str(place / "proxy.toml"),
     }
     settings = "threads = 1\n"
     if algorithm == "HS256":
@@ -115,6 +115,8 @@ def ours(backend, place, algorithm):
         secret.write_text(HMAC_SECRET)
         secret.chmod(0o600)
         settings += '[identity]\nalgorithm = "HS256"\nsecret_file = "secret"\n'
+    # The backend computes as much at once as it is asked for, and none of the others has a queue.
+    settings += f'[[backend]]\nurl = "http://{backend}"\nslots = 100000\n'
     (place / "proxy.toml").write_text(settings)
     program = Program([PROXY, "serve"], GATEWAY_CORES, place / "log", environment)
     base = program.wait_for_line("listening on ")

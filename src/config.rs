@@ -32,7 +32,7 @@ pub use filters::{Egress, Filters, WebTools};
 pub use models::{Model, Models, Setting, Span};
 pub use sections::{
     Backend, BackendTimeouts, BuiltinErrors, Catalogue, Failover, Fleet, Health, Identity, Limits, Operator, Policy,
-    Routes, Shutdown, Streaming,
+    Priority, Queue, Routes, Shutdown, Streaming,
 };
 pub use service_url::ServiceUrl;
 pub use syslog::{Facility, SyslogAddress};
@@ -77,6 +77,7 @@ pub struct Config {
     pub fleet: Fleet,
     pub failover: Failover,
     pub health: Health,
+    pub queue: Queue,
     pub limits: Limits,
     pub identity: Identity,
     pub policy: Policy,
@@ -216,6 +217,7 @@ impl Config {
             fleet: Fleet::default(),
             failover: Failover::default(),
             health: Health::default(),
+            queue: Queue::default(),
             limits: Limits::default(),
             identity: Identity::default(),
             policy: Policy::default(),

@@ -88,6 +88,10 @@ pub struct Exchange {
     pub convertible: Option<Bytes>,
 
     // ---- placed
+    /// What tells its conversation from others.
+    pub conversation: Option<u64>,
+    /// How long it has waited for a backend.
+    pub queued: Option<Duration>,
     /// The backend that the request names, where that decides.
     pub named_backend: Option<String>,
     pub lease: Option<Lease>,
@@ -202,6 +206,8 @@ impl Exchange {
             receipt: None,
             named_backend: None,
             convertible: None,
+            conversation: None,
+            queued: None,
             lease: None,
             placement: None,
             tried: Vec::new(),

@@ -27,6 +27,7 @@ mod elsewhere;
 mod failure;
 mod forward;
 mod pull;
+mod queue;
 mod reply;
 mod tokens;
 mod views;

@@ -311,6 +311,18 @@ impl Refusal {
         Refusal::new(Code::QueueFull, "The proxy has as much to do as it may. Try again later.").because(cause)
     }
 
+    pub fn queue_whole_full(retry_after_s: u32) -> Refusal {
+        Refusal::new(Code::QueueFull, "The queue is full. Wait as long as Retry-After says.")
+            .because("the queue is full")
+            .after(retry_after_s)
+    }
+
+    /// It waited in the queue until the configuration's limit.
+    pub fn waited_in_vain(wait_s: u64) -> Refusal {
+        Refusal::new(Code::QueueFull, format!("No backend was free for {wait_s} seconds. Try again later."))
+            .because("queue.wait_s has passed")
+    }
+
     pub fn shutting_down() -> Refusal {
         Refusal::new(Code::ShuttingDown, "The proxy is shutting down. Send the request again.")
     }

@@ -139,6 +139,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let turned_away = move || counted.ledger.metrics.unparsed("too_many_connections");
     tokio::spawn(listen::accept(public, Arc::new(door), public_closing, config.limits.connections, turned_away));
     let operators = Arc::new(Operator::new(Arc::clone(&site), gate, address));
+    tokio::spawn(Arc::clone(&site.pool.dispatch).keep_time());
     tokio::spawn(lookout::keep_looking(Arc::clone(&site)));
     tokio::spawn(listen::accept(operator, operators, operator_closing, OPERATOR_CONNECTIONS, || {}));
     if !config.catalogue.refresh.is_zero() {
@@ -196,6 +197,7 @@ pub fn site(
         ledger,
         live: Arc::default(),
         pool: assemble::pool(config)?,
+        queue: assemble::queue(config),
         client: Client::default(),
         intake: Intake {
             limit_bytes: config.limits.body_bytes,

@@ -1,5 +1,6 @@
 //! What all requests share: the settings in force, the ledger, the running exchanges, the backends.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::remote_keys::RemoteKeys;
 use crate::route::RouteSettings;
 use crate::snapshot::Snapshot;
 use crate::upstream::client::Client;
+use crate::upstream::scheduler::Class;
 use crate::upstream::{Pool, failover};
 use crate::wire::Filters;
 
@@ -30,6 +32,7 @@ pub struct Site {
     pub ledger: Ledger,
     pub live: Arc<Live>,
     pub pool: Pool,
+    pub queue: QueueRules,
     /// For requests of our own to a backend.
     pub client: Client,
     pub intake: Intake,
@@ -68,6 +71,22 @@ pub struct Site {
     pub started: Instant,
     /// Set once, when the process is asked to stop.
     pub draining: AtomicBool,
+}
+
+/// Who may wait how, and for how long.
+pub struct QueueRules {
+    pub wait: Duration,
+    /// The highest class of a caller none of whose roles is named.
+    pub highest: Class,
+    /// The highest class of a role.
+    pub roles: BTreeMap<String, Class>,
+}
+
+impl QueueRules {
+    /// The strictest of a caller's roles decides, as it does in the policy.
+    pub fn highest_of(&self, roles: &[String]) -> Class {
+        roles.iter().filter_map(|role| self.roles.get(role)).min().copied().unwrap_or(self.highest)
+    }
 }
 
 impl Site {

@@ -1,8 +1,8 @@
 //! Where to: the backends, and the right to use one of them.
 //!
 //! - [`backend`]: one Ollama: what was configured of it, its addresses, what runs on it.
-//! - [`placement`]: which of them a request goes to.
-//! - [`scheduler`]: who waits, who runs where and who is next. `bench/placement` drives it; requests do not pass through it yet.
+//! - [`scheduler`]: who waits for a model, and which backend is next; [`dispatch`]: the same on real time.
+//! - [`placement`]: where a request goes that waits for nothing: lists, details, management.
 //! - [`health`]: whether one is to be trusted with work.
 //! - [`failover`]: whether a request that came to nothing may be tried on another.
 //! - [`peer`]: a backend as Pingora's connector sees it: address, TLS, time limits; and the head that it is sent.
@@ -10,6 +10,7 @@
 //! - [`catalogue`]: what is known of a backend's models, read in the background; whether it is up.
 //! - [`warm`]: models that are loaded before anybody asks for them.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -21,6 +22,7 @@ use crate::wire::{Kind, ModelRef};
 pub mod backend;
 pub mod catalogue;
 pub mod client;
+pub mod dispatch;
 pub mod failover;
 pub mod health;
 pub mod peer;
@@ -32,7 +34,12 @@ pub use backend::Backend;
 pub use catalogue::{Catalogue, Known};
 pub use placement::Reason;
 
+use self::dispatch::{Dispatch, NoSlot, Slot};
 use self::placement::{Candidate, Has};
+use self::scheduler::{Class, Full, Inventory, Measured, Want};
+
+/// Of a body that is at least so long, its beginning tells the conversation: prompts that are shorter cost next to nothing to read again.
+const TELLING_BYTES: usize = 2048;
 
 /// All backends.
 pub struct Pool {
@@ -40,6 +47,21 @@ pub struct Pool {
     /// The place of the one that management goes to where nobody names another.
     manage: Option<usize>,
     turn: AtomicUsize,
+    pub dispatch: Arc<Dispatch>,
+    /// Nobody outside can make two conversations look like one.
+    hasher: RandomState,
+}
+
+/// What a request that waits is like.
+pub struct Wish {
+    pub agent: Arc<str>,
+    pub class: Class,
+    pub input_bytes: u64,
+    /// The most that it lets the model generate; an embedding generates nothing, 0.
+    pub most_tokens: Option<u64>,
+    pub conversation: Option<u64>,
+    pub streams: bool,
+    pub deadline: Instant,
 }
 
 /// What is wanted of a backend, beyond what the permit says.
@@ -64,12 +86,21 @@ pub enum NoBackend {
     UnknownName,
     /// None may serve the model, or all were tried.
     NoneLeft,
+    /// The queue is full.
+    Full(Full),
+    /// It has waited for as long as it may.
+    Expired,
 }
 
 impl Pool {
     /// `backends` stand in the order of their `place`, and there is one at least. `manage` is a place.
-    pub fn new(backends: Vec<Backend>, manage: Option<usize>) -> Pool {
-        Pool { backends: backends.into_iter().map(Arc::new).collect(), manage, turn: AtomicUsize::new(0) }
+    pub fn new(backends: Vec<Backend>, manage: Option<usize>, settings: scheduler::Settings) -> Pool {
+        let for_scheduler = backends.iter().map(Backend::for_scheduler).collect();
+        let backends: Vec<Arc<Backend>> = backends.into_iter().map(Arc::new).collect();
+        let judged = backends.clone();
+        let judge = move |place: usize, model: &str| judged[place].standing(model, Instant::now());
+        let dispatch = Dispatch::new(settings, for_scheduler, Box::new(judge));
+        Pool { backends, manage, turn: AtomicUsize::new(0), dispatch, hasher: RandomState::new() }
     }
 
     pub fn backends(&self) -> &[Arc<Backend>] {
@@ -106,7 +137,103 @@ impl Pool {
         };
         let backend = Arc::clone(&self.backends[place]);
         backend.begin(model.as_deref(), Instant::now());
-        Ok(Lease { backend, model, reason })
+        Ok(Lease { backend, model, reason: reason.as_str(), slot: None })
+    }
+
+    /// The same for a request that a model computes, which waits until a backend has a slot for it. Whoever drops the future has left
+    /// the queue.
+    pub async fn queue(
+        &self,
+        permit: &Permit,
+        _receipt: &Receipt,
+        errand: &Errand<'_>,
+        wish: Wish,
+    ) -> Result<Lease, NoBackend> {
+        self.tell_first_inventories();
+        let model = permit.model().map(|model| model.canonical());
+        let want = self.want(permit, model.as_deref().unwrap_or_default(), errand, wish);
+        let is_only = self.has_one_for(&want);
+        let slot = self.dispatch.slot(want).await.map_err(|no| match no {
+            NoSlot::Full(full) => NoBackend::Full(full),
+            NoSlot::Expired => NoBackend::Expired,
+            NoSlot::Nowhere => NoBackend::NoneLeft,
+        })?;
+        Ok(self.lease_of(slot, model, is_only))
+    }
+
+    /// The same for one that has waited and has failed elsewhere: it is counted as every other, and does not wait again.
+    pub fn at_once(
+        &self,
+        permit: &Permit,
+        _receipt: &Receipt,
+        errand: &Errand<'_>,
+        wish: Wish,
+    ) -> Result<Lease, NoBackend> {
+        let model = permit.model().map(|model| model.canonical());
+        let want = self.want(permit, model.as_deref().unwrap_or_default(), errand, wish);
+        let is_only = self.has_one_for(&want);
+        self.dispatch.at_once(&want).map(|slot| self.lease_of(slot, model, is_only)).ok_or(NoBackend::NoneLeft)
+    }
+
+    /// Whether there is nothing to choose.
+    fn has_one_for(&self, want: &Want) -> bool {
+        self.backends.iter().filter(|backend| !backend.is_drained() && !want.barred.contains(&backend.place)).count()
+            == 1
+    }
+
+    fn lease_of(&self, slot: Slot, model: Option<String>, is_only: bool) -> Lease {
+        let backend = Arc::clone(&self.backends[slot.backend()]);
+        backend.begin(model.as_deref(), Instant::now());
+        let reason = if is_only { Reason::Only.as_str() } else { slot.reason().as_str() };
+        Lease { backend, model, reason, slot: Some(slot) }
+    }
+
+    fn want(&self, permit: &Permit, model: &str, errand: &Errand<'_>, wish: Wish) -> Want {
+        let any_read = errand.only_read && self.backends.iter().any(|backend| backend.catalogue.is_read());
+        let barred = self.backends.iter().filter(|backend| {
+            errand.tried.contains(&backend.place)
+                || (errand.only_holding && backend.catalogue.has(model) == Has::Absent)
+                || permit.model().is_some_and(|model| !backend.may_serve(model))
+                || (any_read && !backend.catalogue.is_read())
+        });
+        Want {
+            model: model.into(),
+            agent: wish.agent,
+            class: wish.class,
+            input_bytes: wish.input_bytes,
+            most_tokens: wish.most_tokens,
+            conversation: wish.conversation,
+            streams: wish.streams,
+            deadline: wish.deadline,
+            barred: barred.map(|backend| backend.place).collect(),
+        }
+    }
+
+    /// Requests that begin with the same words have the same number. `None`: too short to matter.
+    pub fn conversation(&self, body: &[u8]) -> Option<u64> {
+        body.get(..TELLING_BYTES).map(|beginning| self.hasher.hash_one(beginning))
+    }
+
+    /// A list that was read for the first time a moment ago, perhaps by this very request, is known to the scheduler before it chooses.
+    fn tell_first_inventories(&self) {
+        for backend in self.backends.iter().filter(|backend| backend.catalogue.is_read()) {
+            if !backend.told_list.load(Ordering::Acquire) {
+                self.tell_inventory(backend.place);
+                backend.told_list.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Tells the scheduler what a backend's lists said.
+    pub fn tell_inventory(&self, place: usize) {
+        let known = self.backends[place].catalogue.known();
+        let held = known.models.iter().map(|(name, model)| (name.as_str(), model.held.size_bytes.unwrap_or(0)));
+        let loaded = known.loaded.iter().map(|(name, its)| {
+            (name.as_str(), its.size_vram_bytes.filter(|bytes| *bytes > 0).or(its.size_bytes).unwrap_or(0))
+        });
+        let held: Option<Vec<(&str, u64)>> = known.models_read.map(|_| held.collect());
+        let loaded: Option<Vec<(&str, u64)>> = known.loaded_read.map(|_| loaded.collect());
+        self.dispatch.seen(place, &Inventory { held: held.as_deref(), loaded: loaded.as_deref() });
     }
 
     /// The right to ask every backend for what is shown as one; those that are down are left out while another is up.
@@ -146,7 +273,6 @@ impl Pool {
                 place: backend.place,
                 has: model.map_or(Has::Held, |model| backend.catalogue.has(model)),
                 up: backend.lets(model, now),
-                full: model.is_some_and(|model| backend.running(model) >= backend.slots(model)),
                 tier: backend.tier,
                 in_flight: backend.in_flight(),
                 weight: backend.weight,
@@ -160,7 +286,9 @@ pub struct Lease {
     backend: Arc<Backend>,
     /// Canonical.
     model: Option<String>,
-    reason: Reason,
+    reason: &'static str,
+    /// Of a request that a model computes.
+    slot: Option<Slot>,
 }
 
 impl Lease {
@@ -174,13 +302,37 @@ impl Lease {
     }
 
     /// Why it is this backend.
-    pub fn reason(&self) -> Reason {
+    pub fn reason(&self) -> &'static str {
         self.reason
+    }
+
+    /// The request is on its way.
+    pub fn sent(&self) {
+        if let Some(slot) = &self.slot {
+            slot.sent();
+        }
+    }
+
+    /// The model has begun to answer.
+    pub fn first_byte(&self) {
+        if let Some(slot) = &self.slot {
+            slot.first_byte();
+        }
+    }
+
+    /// The backend's part is over: whoever waits is next, though the client may not have read everything yet. `None`: there is nothing
+    /// to learn from it. The first word counts.
+    pub fn ended(&self, measured: Option<Measured>) {
+        match (&self.slot, measured) {
+            (None, _) => {}
+            (Some(slot), Some(measured)) => slot.complete(measured),
+            (Some(slot), None) => slot.moot(),
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.backend.end(self.model.as_deref());
+        self.backend.end();
     }
 }

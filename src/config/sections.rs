@@ -70,17 +70,17 @@ pub struct Backend {
     /// `ollama-1`, `ollama-2` and so on where there are several. Never empty once loaded.
     #[serde(default, deserialize_with = "values::label")]
     pub name: String,
-    /// Its share of the work among backends that could do it equally well: one of weight 2 is given twice as much. Default 1.
+    /// How fast it is, until it has shown that: one of weight 2 is taken to need half the time. Default 1.
     /// Unitless, 1 to 1000.
     #[serde(default = "one", deserialize_with = "values::whole::<_, _, 1, 1000>")]
     pub weight: u32,
-    /// Backends of a higher tier are used only while those of the lower ones have no free slot or cannot be used. Default 0.
+    /// Backends of a higher tier are used where they answer sooner by `queue.tier_s` for each tier. Default 0.
     /// Unitless, 0 to 100.
     #[serde(default, deserialize_with = "values::whole::<_, _, 0, 100>")]
     pub tier: u32,
     /// Requests for one model that it computes at once: what its `OLLAMA_NUM_PARALLEL` is, which no endpoint of Ollama's tells.
-    /// Default 1, as Ollama's. 1 to 1024.
-    #[serde(default = "one", deserialize_with = "values::whole::<_, _, 1, 1024>")]
+    /// Default 1, as Ollama's. What exceeds it waits in the proxy. 1 to 100000.
+    #[serde(default = "one", deserialize_with = "values::whole::<_, _, 1, 100_000>")]
     pub slots: u32,
     /// Sent as `Authorization: Bearer` with every request. Default none. Variable `BEHAVRY_OLLAMA_API_KEY`.
     #[serde(default, deserialize_with = "values::bearer", serialize_with = "values::redacted")]
@@ -578,6 +578,70 @@ pub struct Health {
 impl Default for Health {
     fn default() -> Health {
         Health { probe: Duration::from_secs(5), failures: 3, rest: Duration::from_secs(5) }
+    }
+}
+
+/// A class of requests: who goes first while they wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    Batch,
+    Default,
+    Interactive,
+}
+
+/// `[queue]`: how requests wait for a backend.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Queue {
+    /// Most requests that wait for one model; past it 503 `queue_full`. Default 512, as Ollama's `OLLAMA_MAX_QUEUE`.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
+    pub model_waiting: usize,
+    /// Most that wait for all models. Default 4096.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
+    pub all_waiting: usize,
+    /// Most of one agent's that wait; past it 429 `queue_full`. Default 128, a quarter of one model's.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 1_000_000>")]
+    pub agent_waiting: usize,
+    /// Longest that one waits; then 503 `queue_full`. Default 300 s, as long as a backend may be silent.
+    #[serde(
+        rename = "wait_s",
+        deserialize_with = "values::seconds::<_, 1, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub wait: Duration,
+    /// How long a slot is counted as busy after its client has left. Default 200 ms: Ollama notices within a token or two.
+    #[serde(
+        rename = "linger_ms",
+        deserialize_with = "values::millis::<_, 0, 60_000>",
+        serialize_with = "values::as_millis"
+    )]
+    pub linger: Duration,
+    /// What one tier of backends more is worth: a dearer one is used where it answers sooner by that much. Default 10 s.
+    #[serde(
+        rename = "tier_s",
+        deserialize_with = "values::seconds::<_, 0, 86_400>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub tier: Duration,
+    /// The highest class that a caller may ask for in `x-behavry-priority`, if no role of its says otherwise. Default `interactive`.
+    pub highest: Priority,
+    /// The highest class of single roles; the strictest of a caller's roles decides. Default none.
+    pub roles: BTreeMap<String, Priority>,
+}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue {
+            model_waiting: 512,
+            all_waiting: 4096,
+            agent_waiting: 128,
+            wait: Duration::from_secs(300),
+            linger: Duration::from_millis(200),
+            tier: Duration::from_secs(10),
+            highest: Priority::Interactive,
+            roles: BTreeMap::new(),
+        }
     }
 }
 

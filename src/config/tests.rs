@@ -431,9 +431,9 @@ fn backends_at_odds_are_refused_with_their_keys() {
         ("models = [\"\"]", "is no model's name"),
         (
             "model_slots = { \"a\" = 0 }",
-            "backend.model_slots: \"a\" = 0; write a model's name and a whole number from 1 to 1024",
+            "backend.model_slots: \"a\" = 0; write a model's name and a whole number from 1 to 100000",
         ),
-        ("slots = 0", "backend.slots: found 0; write a whole number from 1 to 1024"),
+        ("slots = 0", "backend.slots: found 0; write a whole number from 1 to 100000"),
         ("weight = 1001", "backend.weight: found 1001"),
     ] {
         let e = error(&format!("[[backend]]\nurl = \"http://a\"\n{line}"));
@@ -572,6 +572,17 @@ within_s = 30
 probe_s = 5
 failures = 3
 rest_s = 5
+
+[queue]
+model_waiting = 512
+all_waiting = 4096
+agent_waiting = 128
+wait_s = 300
+linger_ms = 200
+tier_s = 10
+highest = "interactive"
+
+[queue.roles]
 
 [limits]
 body_bytes = 67108864

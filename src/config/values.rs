@@ -312,8 +312,8 @@ pub(super) fn model_patterns<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Stri
 pub(super) fn model_slots<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, u32>, D::Error> {
     let slots = BTreeMap::<String, u32>::deserialize(d)?;
     for (model, slots) in &slots {
-        if !is_model_like(model, false) || !(1..=1024).contains(slots) {
-            let e = format!("{} = {slots}; write a model's name and a whole number from 1 to 1024", quoted(model));
+        if !is_model_like(model, false) || !(1..=100_000).contains(slots) {
+            let e = format!("{} = {slots}; write a model's name and a whole number from 1 to 100000", quoted(model));
             return Err(D::Error::custom(e));
         }
     }

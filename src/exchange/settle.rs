@@ -35,6 +35,11 @@ impl Exchange {
             usage.error_frame |= mender.told_error(); // a bare line is no record to the meter
         }
         let outcome = self.outcome(&ending, usage.as_ref());
+        if let Some(lease) = &self.lease
+            && matches!(outcome, Outcome::UpstreamError | Outcome::UpstreamReset | Outcome::Timeout)
+        {
+            lease.ended(None);
+        }
         let receipt = self.receipt.take();
         let model = self.canonical_model();
         // Counts of a reply that did not come to its end are not known (promise I15).
@@ -98,7 +103,7 @@ impl Exchange {
             backend: self.lease.as_ref().map(|lease| lease.backend().name.as_str()),
             placement: self.placement.as_deref(),
             retries: (self.attempts > 0).then(|| self.attempts - 1),
-            queue_ms: self.lease.as_ref().map(|_| 0), // nothing waits: there is no queue yet
+            queue_ms: self.queued.map(millis).or(self.lease.as_ref().map(|_| 0)), // what no model computes waits for nothing
             upstream_status: self.upstream_status,
             ..Entry::default()
         }
@@ -181,7 +186,8 @@ impl Exchange {
             cause: self.refusal.as_ref().map(|refusal| refusal.code.as_str()),
             took: self.began.elapsed(),
             to_first_byte: self.first_byte.map(|at| at - self.began),
-            added: until_dispatch.map(|took| took.saturating_sub(self.waited_for_body)),
+            added: until_dispatch
+                .map(|took| took.saturating_sub(self.waited_for_body + self.queued.unwrap_or_default())),
             // An answer that comes whole has its first byte when all is generated.
             generating: self.first_byte.zip(self.last_byte).filter(|_| entry.stream == Some(true)).map(|(a, z)| z - a),
             model: model.map(|model| ledger.metrics.model(model)).unwrap_or_default(),

@@ -169,6 +169,8 @@ pub struct Metrics {
 
     policy_decisions: IntCounterVec,
     policy_seconds: Histogram,
+    queue_waiting: IntGaugeVec,
+    queue_seconds: HistogramVec,
     reload_failures: IntCounterVec,
     token_failures: IntCounterVec,
     jwks_fetches: IntCounterVec,
@@ -265,6 +267,17 @@ impl Metrics {
         for result in ["allow", "deny", "escalate"] {
             policy_decisions.with_label_values(&[result]);
         }
+        let queue_waiting = make.gauges(
+            "queue_waiting_requests",
+            "Requests that wait for a backend, by model and class.",
+            &["model", "class"],
+        );
+        let queue_seconds = make.histograms(
+            "queue_seconds",
+            "Time that requests waited for the backend that they got, by model and class.",
+            &["model", "class"],
+            REQUEST_SECONDS,
+        );
         let policy_seconds =
             make.histogram("policy_evaluation_seconds", "Time of one policy decision, over all roles.", POLICY_SECONDS);
         let reload_failures = make.counters(
@@ -402,6 +415,8 @@ impl Metrics {
             tokens_per_second,
             policy_decisions,
             policy_seconds,
+            queue_waiting,
+            queue_seconds,
             reload_failures,
             token_failures,
             tokens_turned_away,
@@ -547,6 +562,14 @@ impl Metrics {
     /// The label of a model for a request: "other", unless it is known.
     pub fn model(&self, model: &str) -> ModelLabel {
         self.models.find(model)
+    }
+
+    /// Counts a request as waiting for a backend until the returned value is dropped.
+    pub fn queue_entered(&self, model: &ModelLabel, class: &'static str) -> Waiting {
+        let labels = [model.as_str(), class];
+        let waiting = self.queue_waiting.with_label_values(&labels);
+        waiting.inc();
+        Waiting { waiting, seconds: self.queue_seconds.with_label_values(&labels) }
     }
 
     /// The label of a role. Only for roles from verified tokens.
@@ -760,6 +783,25 @@ pub struct InFlight(IntGauge);
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// A request that waits for a backend: counted while it lives.
+pub struct Waiting {
+    waiting: IntGauge,
+    seconds: Histogram,
+}
+
+impl Waiting {
+    /// It has waited for so long, and goes to a backend now.
+    pub fn served(self, waited: Duration) {
+        self.seconds.observe(waited.as_secs_f64());
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.waiting.dec();
     }
 }
 

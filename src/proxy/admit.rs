@@ -96,6 +96,7 @@ impl Gateway {
             exchange.named_backend = named_backend(session)?;
             self.refuse_registry(endpoint, exchange)?;
         }
+        let class = self.class(session, &caller);
         self.authorize(endpoint, exchange)?;
         self.know_models(exchange).await?;
         self.settle_on_model(endpoint, exchange)?;
@@ -110,7 +111,10 @@ impl Gateway {
             }
             _ => {}
         }
-        self.lease(exchange)?;
+        match endpoint.kind() {
+            Kind::Infer => self.queue(endpoint, class, session, exchange).await?,
+            _ => self.lease(exchange)?,
+        }
         Ok(Admitted::Forward)
     }
 
@@ -208,6 +212,7 @@ impl Gateway {
                 }
                 let body = if read.edits.is_empty() { body } else { read.edits.apply(&body).into() };
                 exchange.body_bytes = body.len();
+                exchange.conversation = self.site.pool.conversation(&body);
                 exchange.link.replay(body);
                 read.ask
             }
@@ -375,28 +380,30 @@ impl Gateway {
         Ok(self.site.pool.each(permit, receipt))
     }
 
+    /// What is wanted of a backend, beyond what the permit says.
+    pub(super) fn errand<'a>(&self, exchange: &'a Exchange) -> Errand<'a> {
+        Errand {
+            named: exchange.named_backend.as_deref(),
+            tried: &[],
+            only_read: self.site.reads_catalogues(),
+            only_holding: false,
+        }
+    }
+
     /// Where to: only with the permit and the receipt, which the steps before have left.
     pub(super) fn lease(&self, exchange: &mut Ticket) -> std::result::Result<(), Refusal> {
         refuse_cut(exchange)?;
         let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
             return Err(Refusal::internal_error()); // the order of the steps has been broken
         };
-        let errand = Errand {
-            named: exchange.named_backend.as_deref(),
-            tried: &[],
-            only_read: self.site.reads_catalogues(),
-            only_holding: false,
-        };
+        let errand = self.errand(exchange);
         match self.site.pool.lease(permit, receipt, &errand) {
             Ok(lease) => {
-                exchange.placement = Some(lease.reason().as_str().to_owned());
+                exchange.placement = Some(lease.reason().to_owned());
                 exchange.lease = Some(lease);
-                if exchange.endpoint() == Some(Endpoint::Responses) {
-                    exchange.convertible = exchange.link.body();
-                }
                 Ok(())
             }
-            Err(NoBackend::NoneLeft) => Err(Refusal::no_backend()),
+            Err(NoBackend::NoneLeft | NoBackend::Full(_) | NoBackend::Expired) => Err(Refusal::no_backend()),
             Err(NoBackend::Unnamed | NoBackend::UnknownName) => {
                 let names = self.site.pool.backends().iter().map(|backend| backend.name.as_str());
                 Err(Refusal::which_backend(&names.collect::<Vec<_>>()))
@@ -406,7 +413,7 @@ impl Gateway {
 }
 
 /// Cut while it was decided and written down: then no backend need hear of it.
-fn refuse_cut(exchange: &Ticket) -> std::result::Result<(), Refusal> {
+pub(super) fn refuse_cut(exchange: &Ticket) -> std::result::Result<(), Refusal> {
     match exchange.link.signal.reason() {
         Some(cut) => {
             exchange.link.signal.is_refused();

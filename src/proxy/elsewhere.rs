@@ -9,11 +9,14 @@ use std::time::Instant;
 use pingora::prelude::*;
 
 use super::Gateway;
+use super::queue::wish;
 use crate::door::Ticket;
 use crate::exchange::Tried;
 use crate::refusal::Refusal;
 use crate::upstream::health::Failed;
+use crate::upstream::scheduler::Class;
 use crate::upstream::{Backend, Errand, failover};
+use crate::wire::Kind;
 
 /// What makes Pingora begin anew after a reply's head.
 pub(super) const ELSEWHERE: ErrorType = ErrorType::Custom("Elsewhere");
@@ -26,10 +29,11 @@ impl Gateway {
         let before: Vec<Failed> = exchange.tried.iter().map(|tried| tried.failed).collect();
         exchange.tried.push(Tried { place, failed });
         let since = exchange.attempted.map(|at| at.elapsed()).unwrap_or_default();
-        let may = exchange
-            .endpoint()
-            .is_some_and(|endpoint| failover::may_move(&self.site.failover, endpoint, failed, &before, since));
-        if !may {
+        if let Some(lease) = &exchange.lease {
+            lease.ended(None); // whoever waits for its slot is next
+        }
+        let Some(endpoint) = exchange.endpoint() else { return false };
+        if !failover::may_move(&self.site.failover, endpoint, failed, &before, since) {
             return false;
         }
         let places: Vec<usize> = exchange.tried.iter().map(|tried| tried.place).collect();
@@ -40,10 +44,18 @@ impl Gateway {
             only_read: self.site.reads_catalogues(),
             only_holding: failed == Failed::Absent,
         };
-        let Ok(lease) = self.site.pool.lease(permit, receipt, &errand) else { return false };
+        let pool = &self.site.pool;
+        let leased = match endpoint.kind() {
+            // It has waited already, and does not wait again.
+            Kind::Infer => {
+                pool.at_once(permit, receipt, &errand, wish(endpoint, Class::default(), Instant::now(), exchange))
+            }
+            _ => pool.lease(permit, receipt, &errand),
+        };
+        let Ok(lease) = leased else { return false };
         self.site.ledger.metrics.failed_over(failed.as_str());
         let after: Vec<String> = exchange.tried.iter().map(|tried| self.in_words(*tried)).collect();
-        exchange.placement = Some(format!("{}, after {}", lease.reason().as_str(), after.join(", ")));
+        exchange.placement = Some(format!("{}, after {}", lease.reason(), after.join(", ")));
         exchange.lease = Some(lease);
         exchange.unreachable = 0;
         exchange.fresh_connection = false;

@@ -105,6 +105,7 @@ impl Gateway {
             _ => None,
         };
         peer::rewrite_head(head, lease.backend(), target, exchange.query.as_deref(), &exchange.request_id, held_bytes)?;
+        lease.sent();
         exchange.refusal = None; // an earlier attempt's
         exchange.dispatched.get_or_insert_with(Instant::now);
         exchange.link.sent_upstream();

@@ -1,6 +1,6 @@
 //! The reply on its way back: judged, cleaned, counted.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderName;
@@ -10,10 +10,12 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use super::elsewhere::{ELSEWHERE, failure_of};
+use super::queue::sees_placement;
 use crate::door::{AGAIN, REFUSED, Ticket};
 use crate::exchange::{Exchange, now_s};
 use crate::refusal::Refusal;
 use crate::upstream::health::Failed;
+use crate::upstream::scheduler::Measured;
 use crate::wire::frames::Framing;
 use crate::wire::mend::Mender;
 use crate::wire::meter::Meter;
@@ -88,6 +90,7 @@ impl Gateway {
             }
             exchange.meter = Some(Meter::new(endpoint, framing));
             if let (Some(lease), Some(model)) = (&exchange.lease, exchange.canonical_model()) {
+                lease.first_byte();
                 lease.backend().catalogue.note_loaded(&model);
             }
             if framing == Framing::Json {
@@ -127,6 +130,7 @@ impl Gateway {
         };
         if let (Failed::Absent, Some(model)) = (failed, lease.model()) {
             lease.backend().catalogue.note_absent(model);
+            self.site.pool.tell_inventory(lease.backend().place);
         }
         if self.go_elsewhere(exchange, failed) { begin_anew() } else { Ok(()) }
     }
@@ -155,8 +159,10 @@ impl Gateway {
         clean.insert_header("x-request-id", exchange.request_id.as_str())?;
         if let Some(lease) = &exchange.lease {
             clean.insert_header("x-behavry-backend", lease.backend().name.as_str())?;
-            // There is no queue yet.
-            clean.insert_header("x-behavry-queue-ms", "0")?;
+            clean.insert_header("x-behavry-queue-ms", exchange.queued.unwrap_or_default().as_millis().to_string())?;
+            if let Some(placement) = exchange.placement.as_deref().filter(|_| sees_placement(exchange)) {
+                clean.insert_header("x-behavry-placement", placement)?;
+            }
         }
         if let Some(runs) = exchange.runs_instead() {
             clean.insert_header("x-behavry-model", runs)?;
@@ -242,6 +248,9 @@ pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
             exchange.link.signal.progress.passed(records);
         }
     }
+    if end {
+        free_slot(exchange);
+    }
     if let Some(scrubber) = &mut exchange.scrubber {
         let passed = scrubber.pass(&body.take().unwrap_or_default());
         *body = Some(if end { joined(passed, scrubber.finish()) } else { passed });
@@ -278,6 +287,19 @@ pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
         passed = joined(passed, words.into());
     }
     *body = Some(passed);
+}
+
+/// The backend has said everything: whoever waits for its slot is next, however long this client takes to read.
+fn free_slot(exchange: &mut Exchange) {
+    let usage = exchange.meter.as_mut().map(Meter::finish);
+    let Some(lease) = &exchange.lease else { return };
+    let duration = |nanoseconds: Option<u64>| nanoseconds.map(Duration::from_nanos);
+    lease.ended(usage.filter(|usage| usage.terminal && !usage.error_frame && !usage.rendered).map(|usage| Measured {
+        output_tokens: usage.output_tokens,
+        load: duration(usage.load_duration_ns),
+        prefill: duration(usage.prompt_eval_duration_ns),
+        generate: duration(usage.eval_duration_ns),
+    }));
 }
 
 /// On the `/v1` routes Ollama swallows what fails in the middle, and on its own some of it: the stream just ends (ollama-wire 0.2

@@ -21,7 +21,9 @@ use crate::operator::gate::Gate;
 use crate::outbound::Outbound;
 use crate::policy::{self, Policy};
 use crate::sinks::{self, Otlp, Receiver, SinkSettings, Syslog, Webhook};
+use crate::site::QueueRules;
 use crate::snapshot::Snapshot;
+use crate::upstream::scheduler::{self, Class};
 use crate::upstream::{Backend, Pool, health};
 use crate::wire::{Filter, Filters};
 
@@ -254,6 +256,17 @@ pub fn sink_settings(config: &Config) -> SinkSettings {
     }
 }
 
+/// Who may wait how, and for how long.
+pub fn queue(config: &Config) -> QueueRules {
+    let class = |priority: config::Priority| match priority {
+        config::Priority::Batch => Class::Batch,
+        config::Priority::Default => Class::Default,
+        config::Priority::Interactive => Class::Interactive,
+    };
+    let roles = config.queue.roles.iter().map(|(role, highest)| (role.clone(), class(*highest)));
+    QueueRules { wait: config.queue.wait, highest: class(config.queue.highest), roles: roles.collect() }
+}
+
 /// The backends.
 pub fn pool(config: &Config) -> Result<Pool, String> {
     let backends = config.backend.iter().enumerate().map(|(place, configured)| {
@@ -271,7 +284,15 @@ pub fn pool(config: &Config) -> Result<Pool, String> {
     });
     let backends = backends.collect::<Result<Vec<_>, String>>()?;
     let manage = backends.iter().position(|backend| backend.name == config.fleet.manage);
-    Ok(Pool::new(backends, manage))
+    let queue = &config.queue;
+    let settings = scheduler::Settings {
+        model_waiting: queue.model_waiting,
+        all_waiting: queue.all_waiting,
+        agent_waiting: queue.agent_waiting,
+        linger: queue.linger,
+        tier: queue.tier,
+    };
+    Ok(Pool::new(backends, manage, settings))
 }
 
 /// A file with a secret: nobody but its owner may read it.

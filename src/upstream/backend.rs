@@ -16,6 +16,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::Catalogue;
 use super::health::{self, Failed, Health, State};
+use super::scheduler::{self, BackendSettings};
 use crate::config::{self, BackendTimeouts, BackendUrl, Secret};
 use crate::wire::{ModelRef, convert, model};
 
@@ -46,13 +47,13 @@ pub struct Backend {
     pub(super) connect: Duration,
     pub(super) silence: Duration,
     in_flight: AtomicU64,
-    /// Requests that run, by the model's canonical name.
-    running: Mutex<HashMap<String, u32>>,
     /// What the last contact said.
     up: AtomicBool,
     health: Mutex<Health>,
     /// It gets no new work, by an operator's command.
     drained: AtomicBool,
+    /// The scheduler was told its list.
+    pub(super) told_list: AtomicBool,
     addresses: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
     /// When it last said that it has no `/v1/responses`.
     without_responses: Mutex<Option<Instant>>,
@@ -96,10 +97,10 @@ impl Backend {
             connect: timeouts.connect,
             silence: timeouts.silence,
             in_flight: AtomicU64::new(0),
-            running: Mutex::default(),
             up: AtomicBool::new(true),
             health: Mutex::new(Health::new(health)),
             drained: AtomicBool::new(false),
+            told_list: AtomicBool::new(false),
             addresses: Mutex::new(None),
             without_responses: Mutex::new(None),
             catalogue: Catalogue::default(),
@@ -127,40 +128,17 @@ impl Backend {
         self.may_serve.is_empty() || self.may_serve.iter().any(|pattern| pattern.fits(model))
     }
 
-    /// Requests for the model that it computes at once.
-    pub fn slots(&self, canonical: &str) -> u32 {
-        self.model_slots.get(canonical).copied().unwrap_or(self.slots)
-    }
-
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// Requests for the model that run on it.
-    pub fn running(&self, canonical: &str) -> u32 {
-        self.running.lock().get(canonical).copied().unwrap_or(0)
     }
 
     pub(super) fn begin(&self, canonical: Option<&str>, now: Instant) {
         self.health.lock().begins(canonical, now);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if let Some(model) = canonical {
-            *self.running.lock().entry(model.to_owned()).or_default() += 1;
-        }
     }
 
-    pub(super) fn end(&self, canonical: Option<&str>) {
+    pub(super) fn end(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if let Some(model) = canonical {
-            let mut running = self.running.lock();
-            if let Some(count) = running.get_mut(model) {
-                *count -= 1;
-                // A client names the model: what is not running takes no memory.
-                if *count == 0 {
-                    running.remove(model);
-                }
-            }
-        }
     }
 
     /// Whether its breakers let a request through.
@@ -174,6 +152,19 @@ impl Backend {
 
     pub fn failed(&self, canonical: Option<&str>, how: Failed, now: Instant) {
         self.health.lock().failed(canonical, how, now);
+    }
+
+    /// Whether it may get a request for the model now, as far as it is to be trusted.
+    pub(super) fn standing(&self, model: &str, now: Instant) -> scheduler::State {
+        if self.is_drained() {
+            return scheduler::State::Drained;
+        }
+        let health = self.health.lock();
+        match (health.lets(Some(model), now), health.is_trying(model, now)) {
+            (false, _) => scheduler::State::Down,
+            (true, true) => scheduler::State::Trial,
+            (true, false) => scheduler::State::Up,
+        }
     }
 
     /// Its breaker, and the models whose own is not closed.
@@ -194,6 +185,15 @@ impl Backend {
     /// What the last contact said; true before the first.
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn for_scheduler(&self) -> BackendSettings {
+        BackendSettings {
+            weight: f64::from(self.weight),
+            tier: self.tier,
+            slots: self.slots as usize,
+            model_slots: self.model_slots.iter().map(|(model, slots)| (model.clone(), *slots as usize)).collect(),
+        }
     }
 
     /// Whether that is news.
@@ -317,21 +317,8 @@ mod tests {
     #[test]
     fn slots_are_known_by_the_models_canonical_name() {
         let backend = backend(&[]);
-        assert_eq!((backend.slots("llama3.2"), backend.slots("other")), (4, 1));
-    }
-
-    #[test]
-    fn what_runs_is_counted_by_model_and_leaves_nothing_behind() {
-        let backend = backend(&[]);
-        for model in [Some("a"), Some("a"), None] {
-            backend.begin(model, Instant::now());
-        }
-        assert_eq!((backend.in_flight(), backend.running("a"), backend.running("b")), (3, 2, 0));
-        for model in [Some("a"), None, Some("a")] {
-            backend.end(model);
-        }
-        assert_eq!((backend.in_flight(), backend.running("a")), (0, 0));
-        assert!(backend.running.lock().is_empty());
+        let told = backend.for_scheduler();
+        assert_eq!((told.model_slots.get("llama3.2"), told.slots), (Some(&4), 1));
     }
 
     #[test]

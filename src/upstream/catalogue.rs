@@ -302,11 +302,13 @@ pub async fn keep_fresh(pool: &Pool, place: usize, client: &Client, metrics: &Me
     let catalogue = &backend.catalogue;
     let models = async {
         catalogue.read_first(backend, client, metrics).await;
+        pool.tell_inventory(place);
         // Every backend was read at the start, and from then on each has its own moment.
         tokio::time::sleep(pace.models.mul_f64((place + 1) as f64 / pool.backends().len() as f64)).await;
         loop {
             let read = catalogue.read_models(backend, client, metrics).await;
             note(backend, read.is_ok(), metrics);
+            pool.tell_inventory(place);
             tokio::time::sleep(pace.models).await;
         }
     };
@@ -320,6 +322,7 @@ pub async fn keep_fresh(pool: &Pool, place: usize, client: &Client, metrics: &Me
                 }
             };
             let _ = tokio::join!(version, catalogue.read_loaded(backend, client));
+            pool.tell_inventory(place);
             catalogue.read_details(backend, pool, client).await;
             tokio::time::sleep(pace.loaded).await;
         }

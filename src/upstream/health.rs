@@ -102,6 +102,12 @@ impl Health {
         self.whole.lets(now) && model.and_then(|model| self.models.get(model)).is_none_or(|own| own.lets(now))
     }
 
+    /// Whether one request for the model may try, and no more.
+    pub fn is_trying(&self, model: &str, now: Instant) -> bool {
+        let own = self.models.get(model).map(|own| own.state(now));
+        self.whole.state(now) == State::HalfOpen || own == Some(State::HalfOpen)
+    }
+
     /// A request goes there: if a breaker is half-open, as its trial.
     pub fn begins(&mut self, model: Option<&str>, now: Instant) {
         self.whole.begins(now);

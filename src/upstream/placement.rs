@@ -1,6 +1,7 @@
-//! Which backend a request goes to, from what is known at that moment. Pure: candidates in, one of them and the reason out.
+//! Which backend a request goes to that waits for nothing (lists, details, management), from what is known at that moment. Pure:
+//! candidates in, one of them and the reason out.
 //!
-//! In this order: who has the model; who answers; who has a free slot; the lowest tier; who has the model loaded; the least work for
+//! In this order: who has the model; who answers; the lowest tier; who has the model loaded; the least work for
 //! its weight. Between equals it goes round.
 
 use std::cmp::Reverse;
@@ -22,8 +23,6 @@ pub struct Candidate {
     pub place: usize,
     pub has: Has,
     pub up: bool,
-    /// All slots for the model are taken.
-    pub full: bool,
     pub tier: u32,
     pub in_flight: u64,
     pub weight: u32,
@@ -74,7 +73,7 @@ pub fn choose(candidates: &[Candidate], turn: usize) -> Option<(usize, Reason)> 
         // With what this request adds, so that weights count from the first one on.
         let load = (candidate.in_flight + 1).saturating_mul(1_000_000) / u64::from(candidate.weight.max(1));
         let warm = Reverse(candidate.has == Has::Loaded);
-        (has, Reverse(candidate.up), candidate.full, candidate.tier, warm, load, (i + count - turn % count) % count)
+        (has, Reverse(candidate.up), candidate.tier, warm, load, (i + count - turn % count) % count)
     };
     let (_, best) = candidates.iter().enumerate().min_by_key(rank)?;
     let reason = match best.has {
@@ -90,8 +89,7 @@ pub fn choose(candidates: &[Candidate], turn: usize) -> Option<(usize, Reason)> 
 mod tests {
     use super::*;
 
-    const IDLE: Candidate =
-        Candidate { place: 0, has: Has::Held, up: true, full: false, tier: 0, in_flight: 0, weight: 1 };
+    const IDLE: Candidate = Candidate { place: 0, has: Has::Held, up: true, tier: 0, in_flight: 0, weight: 1 };
 
     fn chosen(candidates: &[Candidate]) -> (usize, Reason) {
         choose(candidates, 0).expect("there is one")
@@ -99,20 +97,14 @@ mod tests {
 
     #[test]
     fn each_criterion_outweighs_all_that_follow_it() {
-        let worse: [fn(&mut Candidate); 6] = [
-            |c| c.has = Has::Absent,
-            |c| c.up = false,
-            |c| c.full = true,
-            |c| c.tier = 1,
-            |c| c.has = Has::Held,
-            |c| c.in_flight = 9,
-        ];
+        let worse: [fn(&mut Candidate); 5] =
+            [|c| c.has = Has::Absent, |c| c.up = false, |c| c.tier = 1, |c| c.has = Has::Held, |c| c.in_flight = 9];
         for (i, spoil) in worse.iter().enumerate() {
             let mut first = Candidate { has: Has::Loaded, ..IDLE };
             spoil(&mut first);
             let mut second = Candidate { place: 1, has: Has::Loaded, ..IDLE };
             worse[i + 1..].iter().for_each(|spoil| spoil(&mut second));
-            if i == 4 {
+            if i == 3 {
                 second.has = Has::Loaded; // its own criterion again
             }
             assert_eq!(chosen(&[first, second]).0, 1, "criterion {i}");

@@ -1,8 +1,8 @@
 //! Who waits, who runs where, and who is next: the whole of it, without a clock, a lock, a task or a socket.
 //!
 //! Events and `now` go in ([`Scheduler::arrive`], [`Scheduler::ended`], [`Scheduler::seen`], ..); [`Scheduler::poll`] says what follows
-//! from them, and [`Scheduler::wake`] when to ask again. Whoever drives it (the simulation in `bench/placement`)
-//! keeps time.
+//! from them, and [`Scheduler::wake`] when to ask again. Whoever drives it (`upstream::dispatch`; the simulation in
+//! `bench/placement`) keeps time.
 //!
 //! - [`queue`]: who waits for one model, in which order.
 //! - [`placement`]: what each backend would cost, and the least of it.
@@ -19,7 +19,7 @@ mod queue;
 mod rates;
 
 pub use book::{BackendSettings, Inventory, State};
-pub use placement::{Choice, Reason};
+pub use placement::Reason;
 pub use queue::Class;
 
 use book::Book;
@@ -121,9 +121,7 @@ pub enum Ended {
     Complete(Measured),
     /// The client left, or was cut: the backend needs a moment to notice.
     Left,
-    /// The backend's fault.
-    Failed,
-    /// It never reached the backend, or was answered without being computed: nothing to learn, and nothing that lingers.
+    /// It never reached the backend, failed there, or was answered without being computed: nothing to learn, and nothing that lingers.
     Moot,
 }
 
@@ -134,14 +132,6 @@ pub struct Measured {
     pub load: Option<Duration>,
     pub prefill: Option<Duration>,
     pub generate: Option<Duration>,
-}
-
-/// How many wait for one model, by class.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Depth {
-    pub model: Arc<str>,
-    pub class: Class,
-    pub waiting: usize,
 }
 
 struct Waiter {
@@ -164,8 +154,12 @@ struct Run {
     first_s: Option<f64>,
 }
 
+/// Whether a backend, by its place, may have a request for a model now: asked before each choice.
+pub type Judge = Box<dyn Fn(usize, &str) -> State + Send>;
+
 pub struct Scheduler {
     settings: Settings,
+    judge: Judge,
     origin: Instant,
     book: Book,
     waiters: HashMap<u64, Waiter>,
@@ -190,6 +184,7 @@ impl Scheduler {
     pub fn new(now: Instant, settings: Settings, backends: Vec<BackendSettings>) -> Scheduler {
         Scheduler {
             settings,
+            judge: Box::new(|_, _| State::Up),
             origin: now,
             book: Book::new(backends),
             waiters: HashMap::new(),
@@ -205,6 +200,11 @@ impl Scheduler {
             scratch: Vec::new(),
             desks: Vec::new(),
         }
+    }
+
+    /// Without a judge every backend is up.
+    pub fn judged_by(self, judge: Judge) -> Scheduler {
+        Scheduler { judge, ..self }
     }
 
     /// A request comes, and waits until [`Scheduler::poll`] says something of it: at once, where a slot is free.
@@ -231,6 +231,22 @@ impl Scheduler {
         self.waiters.insert(id, Waiter { want, model, came_s: now_s, takes_s, stand });
         self.mark(model);
         Ok(WaiterId(id))
+    }
+
+    /// A run for a request that has waited and was charged for it, and has failed on the backends that are barred to it: where it costs
+    /// least, though no slot may be free there. `None`: no backend may take it.
+    pub fn at_once(&mut self, now: Instant, want: &Want) -> Option<Grant> {
+        let now_s = self.seconds(now);
+        let model = self.model(&want.model);
+        let mut desks = std::mem::take(&mut self.desks);
+        self.book.set_desks(now_s, model, 1, self.settings.tier.as_secs_f64(), &self.judge, &mut desks);
+        let chosen = self.book.choose(now_s, model, want, &mut desks);
+        self.desks = desks;
+        let chosen = chosen?;
+        let takes_s = self.book.takes_s(model, want);
+        let run = self.begin(now_s, model, want.clone(), takes_s, &chosen);
+        let (waiter, waited) = (WaiterId(run.0), Duration::ZERO); // nobody else has that number
+        Some(Grant { waiter, run, backend: chosen.backend, reason: chosen.reason, waited })
     }
 
     /// Whoever waited has left. Nothing happens where the waiter has been granted a run already: that run ends by itself.
@@ -314,7 +330,6 @@ impl Scheduler {
                 self.lingers.insert((until_s.to_bits(), run.0, backend, model));
             }
             Ended::Moot => {}
-            Ended::Failed => self.book.models[model].cells[backend].failed(now_s),
         }
         self.freed(model);
     }
@@ -331,30 +346,6 @@ impl Scheduler {
             self.book.has_loaded(now_s, backend, &models);
         }
         self.freed_all();
-    }
-
-    /// Whether a backend takes new requests. Those that run there are not touched.
-    pub fn set_state(&mut self, backend: usize, state: State) {
-        if std::mem::replace(&mut self.book.backends[backend].state, state) != state {
-            self.freed_all();
-        }
-    }
-
-    /// Where a request would go now, and what each backend would cost. Nothing is changed.
-    pub fn explain(&mut self, now: Instant, want: &Want) -> Vec<Choice> {
-        let now_s = self.seconds(now);
-        let model = self.model(&want.model);
-        self.book.set_desks(now_s, model, 1, self.settings.tier.as_secs_f64(), &mut self.desks);
-        self.book.explain(now_s, model, want, &mut self.desks)
-    }
-
-    /// How many wait, for each model and class for which somebody does.
-    pub fn depths(&self) -> Vec<Depth> {
-        let of = |model: usize| {
-            let entry = &self.book.models[model];
-            Class::ALL.map(|class| Depth { model: Arc::clone(&entry.name), class, waiting: entry.queue.waiting(class) })
-        };
-        self.backlog.iter().flat_map(|model| of(*model)).filter(|depth| depth.waiting > 0).collect()
     }
 
     /// How many wait.
@@ -422,7 +413,7 @@ impl Scheduler {
         let mut desks = std::mem::take(&mut self.desks);
         self.book.models[model].queue.first(now_s, LOOKED_AT, &mut first);
         let tier_s = self.settings.tier.as_secs_f64();
-        self.book.set_desks(now_s, model, first.len(), tier_s, &mut desks);
+        self.book.set_desks(now_s, model, first.len(), tier_s, &self.judge, &mut desks);
         let mut moved = false;
         for id in &first {
             let waiter = &self.waiters[id];
@@ -437,33 +428,34 @@ impl Scheduler {
             }
             moved = true;
             let Some(waiter) = self.take(*id, true) else { continue };
-            self.last_id += 1;
-            let run = self.last_id;
-            self.book.begin(run, model, &chosen, now_s);
-            decisions.push(Decision::Granted(Grant {
-                waiter: WaiterId(*id),
-                run: RunId(run),
-                backend: chosen.backend,
-                reason: chosen.reason,
-                waited: Duration::from_secs_f64((now_s - waiter.came_s).max(0.0)),
-            }));
-            let run_of = Run {
-                backend: chosen.backend,
-                model,
-                takes_s: waiter.takes_s,
-                want: waiter.want,
-                cached_bytes: chosen.cached_bytes,
-                is_cold: chosen.is_cold,
-                began_s: now_s,
-                first_s: None,
-            };
-            self.runs.insert(run, run_of);
+            let run = self.begin(now_s, model, waiter.want, waiter.takes_s, &chosen);
+            let waited = Duration::from_secs_f64((now_s - waiter.came_s).max(0.0));
+            let (backend, reason) = (chosen.backend, chosen.reason);
+            decisions.push(Decision::Granted(Grant { waiter: WaiterId(*id), run, backend, reason, waited }));
         }
         if moved && self.backlog.contains(&model) && first.len() == LOOKED_AT {
             self.mark(model); // more may be free
         }
         self.scratch = first;
         self.desks = desks;
+    }
+
+    fn begin(&mut self, now_s: f64, model: usize, want: Want, takes_s: f64, chosen: &placement::Choice) -> RunId {
+        self.last_id += 1;
+        let run = self.last_id;
+        self.book.begin(run, model, want.streams, chosen, now_s);
+        let run_of = Run {
+            backend: chosen.backend,
+            model,
+            takes_s,
+            want,
+            cached_bytes: chosen.cached_bytes,
+            is_cold: chosen.is_cold,
+            began_s: now_s,
+            first_s: None,
+        };
+        self.runs.insert(run, run_of);
+        RunId(run)
     }
 
     /// What a whole answer teaches. Ollama's own durations are believed; without them the times as seen from here are.

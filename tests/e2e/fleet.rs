@@ -154,6 +154,8 @@ async fn a_black_hole_delays_nobody_else() {
 async fn a_tier_is_used_once_the_slots_of_the_one_before_are_taken() {
     let (first, second) = (Puppet::listen().await, Puppet::listen().await);
     let config = tables([(first.url(), "model_slots = { m = 2 }"), (second.url(), "tier = 1")]);
+    // To wait for a slot costs more than a second, and a higher tier that second.
+    let config = format!("{config}[queue]\ntier_s = 1\n");
     let house = House::with(Plan { config, ..Plan::default() }).await;
     let mut running = Vec::new();
     for (n, puppet) in [&first, &first, &second].into_iter().enumerate() {

@@ -71,7 +71,12 @@ impl House {
         // The catalogue's own requests would be counted among the simulator's; tests that want it turn it on.
         let catalogue = if plan.config.contains("[catalogue]") { "" } else { "\n[catalogue]\nrefresh_s = 0\n" };
         let health = if plan.config.contains("[health]") { "" } else { "\n[health]\nprobe_s = 0\n" };
-        std::fs::write(&config, format!("{}\n{catalogue}{health}", plan.config)).expect("written");
+        // The simulator computes as much at once as it is asked for; tests of the queue say otherwise. The variable would replace the table.
+        let named =
+            plan.config.contains("[[backend]]") || plan.env.iter().any(|(name, _)| name == "BEHAVRY_OLLAMA_URL");
+        let url = plan.backend.clone().unwrap_or_else(|| simulator.url());
+        let backend = if named { String::new() } else { format!("\n[[backend]]\nurl = \"{url}\"\nslots = 10000\n") };
+        std::fs::write(&config, format!("{}\n{catalogue}{health}{backend}", plan.config)).expect("written");
         let mut command = Command::new(env!("CARGO_BIN_EXE_behavry-ollama-proxy"));
         command
             .arg("serve")
@@ -85,10 +90,6 @@ impl House {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // The variable would replace the tables.
-        if !plan.config.contains("[[backend]]") {
-            command.env("BEHAVRY_OLLAMA_URL", plan.backend.clone().unwrap_or_else(|| simulator.url()));
-        }
         if plan.no_key {
             command.env_remove("BEHAVRY_JWT_PRIVATE_KEY");
         }

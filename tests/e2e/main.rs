@@ -38,6 +38,7 @@ mod otlp;
 mod policy;
 mod privacy;
 mod puppet;
+mod queue;
 mod readme;
 mod refused_starts;
 mod requester;

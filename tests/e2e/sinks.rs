@@ -341,7 +341,8 @@ async fn a_sink_that_begins_now_is_not_sent_what_was_there_before() {
     house.signal(libc::SIGTERM);
     house.exit().await;
     let config = hooked.config(&collector.url(), "", "").replace("retry_max_s = 1", "start = \"now\"");
-    std::fs::write(house.dir.path().join("proxy.toml"), config).expect("written");
+    let backend = format!("[[backend]]\nurl = \"{}\"\n", house.simulator.url());
+    std::fs::write(house.dir.path().join("proxy.toml"), format!("{config}\n{backend}")).expect("written");
     house.restart().await;
     serve(&house, 3, "after").await;
     wait_until("the last record", || collector.lines().iter().any(|line| line.contains("after-2")).then_some(())).await;

@@ -177,12 +177,16 @@ class Proxy:
     def __init__(self, folder, backend_url, policy=None, **environment):
         self.folder = Path(folder)
         self.audit = self.folder / "audit"
-        for name in ("state", "audit", "no-configuration"):
+        for name in ("state", "audit", "configuration"):
             (self.folder / name).mkdir(parents=True)
+        # The simulator computes as much at once as it is asked for.
+        (self.folder / "configuration/proxy.toml").write_text(f'[[backend]]\nurl = "{backend_url}"\nslots = 1000\n')
+        if "BEHAVRY_CONFIG" in environment:
+            environment["BEHAVRY_OLLAMA_URL"] = backend_url  # that file names no backend
         self.environment = clean_environment(
-            BEHAVRY_LISTEN="127.0.0.1:0", BEHAVRY_OPERATOR_LISTEN="127.0.0.1:0", BEHAVRY_OLLAMA_URL=backend_url,
+            BEHAVRY_LISTEN="127.0.0.1:0", BEHAVRY_OPERATOR_LISTEN="127.0.0.1:0",
             BEHAVRY_STATE_DIR=self.folder / "state", BEHAVRY_AUDIT_DIR=self.audit,
-            CONFIGURATION_DIRECTORY=self.folder / "no-configuration", **environment)
+            CONFIGURATION_DIRECTORY=self.folder / "configuration", **environment)
         if policy is not None:
             (self.folder / "policies").mkdir()
             (self.folder / "policies/authz.rego").write_text(policy)

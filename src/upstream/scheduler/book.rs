@@ -9,14 +9,12 @@ use super::rates::{self, Demand, Mean, Rates, Times};
 
 /// Models that nobody holds are forgotten, once there are so many: clients name them.
 const MODELS: usize = 4096;
-/// A model that was not used for so long is unloaded: Ollama's own `OLLAMA_KEEP_ALIVE`. Where `/api/ps` is read, that decides.
+/// A model that was not used for so long is unloaded: Ollama's own `OLLAMA_KEEP_ALIVE`.
 const KEEP_ALIVE_S: f64 = 300.0;
 /// Conversations that a slot's prompt cache is taken to hold.
 const REMEMBERED: usize = 8;
 /// Where nothing is known: as long as a short answer.
 const OUTPUT_TOKENS: f64 = 200.0;
-/// After a failure a backend gets no more of this model for so long, twice as long after each further one, and then one to try.
-const SHUNNED_S: (f64, f64) = (1.0, 30.0);
 
 #[derive(Clone, Debug)]
 pub struct BackendSettings {
@@ -35,11 +33,12 @@ impl Default for BackendSettings {
     }
 }
 
-/// Whether a backend takes requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Whether a backend takes requests for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    #[default]
     Up,
+    /// It has failed, and one request may try whether it still does.
+    Trial,
     /// It takes what no other can: the request is told what the backend says, and with luck finds it up again.
     Down,
     /// It takes none.
@@ -72,9 +71,10 @@ pub struct Book {
 
 pub struct Backend {
     pub settings: BackendSettings,
-    pub state: State,
     /// Its list was read: what is not in it, it does not have.
     pub is_read: bool,
+    /// Its memory was read: what is not in it has to be loaded. Before that nobody can say, and nothing is held back for a load.
+    pub is_watched: bool,
     pub held: HashSet<usize>,
     pub loaded: Vec<usize>,
     pub loading: Option<Loading>,
@@ -89,6 +89,8 @@ pub struct Backend {
 pub struct Loading {
     pub run: u64,
     pub model: usize,
+    /// Its first byte tells when the load is over.
+    pub streams: bool,
     pub until_s: f64,
 }
 
@@ -115,8 +117,6 @@ pub struct Cell {
     rates: Rates,
     /// Conversations and how many bytes of each, the last one first.
     remembered: Vec<(u64, u64)>,
-    failures: u32,
-    shunned_until_s: f64,
 }
 
 pub struct Running {
@@ -149,23 +149,11 @@ impl Cell {
 
     pub fn answered(&mut self, now_s: f64, conversation: Option<u64>, bytes: u64) {
         self.used_s = now_s;
-        (self.failures, self.shunned_until_s) = (0, 0.0);
         // Whatever it answers, the slot forgets something for it.
         let key = conversation.unwrap_or(0);
         self.remembered.retain(|(its, _)| *its != key);
         self.remembered.insert(0, (key, bytes));
         self.remembered.truncate(self.slots.min(REMEMBERED));
-    }
-
-    pub fn failed(&mut self, now_s: f64) {
-        let (least, most) = SHUNNED_S;
-        self.shunned_until_s = now_s + (least * f64::from(1u32 << self.failures.min(8))).min(most);
-        self.failures += 1;
-    }
-
-    /// Shunned, or being tried again by another.
-    pub fn is_shunned(&self, now_s: f64) -> bool {
-        now_s < self.shunned_until_s || (self.failures > 0 && self.is_used())
     }
 
     pub fn cached_bytes(&self, want: &Want) -> u64 {
@@ -188,8 +176,8 @@ impl Book {
     pub fn new(backends: Vec<BackendSettings>) -> Book {
         let new = |settings| Backend {
             settings,
-            state: State::Up,
             is_read: false,
+            is_watched: false,
             held: HashSet::new(),
             loaded: Vec::new(),
             loading: None,
@@ -336,6 +324,7 @@ impl Book {
     /// The models that a backend has in memory are these, and no others.
     pub fn has_loaded(&mut self, now_s: f64, backend: usize, models: &[(usize, u64)]) {
         let of = &mut self.backends[backend];
+        of.is_watched = true;
         let used: u64 = models.iter().map(|(_, bytes)| *bytes).sum();
         if of.room_bytes < used {
             of.room_bytes = used;
@@ -352,6 +341,9 @@ impl Book {
         let comes = comes.map_or(0, |loading| self.models[loading.model].bytes);
         if pushed_out > 0 && used + comes > 0 {
             of.room_bytes = of.room_bytes.min(used + comes + pushed_out - 1);
+        }
+        if of.loading.as_ref().is_some_and(|loading| !loading.streams && here(&loading.model)) {
+            of.loading = None; // an answer that comes whole has its first byte long after the load
         }
         let loading = of.loading.is_some();
         let before = std::mem::take(&mut of.loaded);
@@ -377,9 +369,9 @@ impl Book {
     }
 
     /// Whether the model is in the backend's memory, as far as is known.
-    pub fn is_loaded(&self, now_s: f64, backend: usize, model: usize) -> bool {
+    pub fn is_loaded(&self, backend: usize, model: usize) -> bool {
         let cell = &self.models[model].cells[backend];
-        cell.is_loaded && (self.backends[backend].is_read || cell.is_used() || now_s - cell.used_s < KEEP_ALIVE_S)
+        cell.is_loaded || !self.backends[backend].is_watched
     }
 
     /// A run has its first byte or its end: the model is loaded. Whether that is news to those who wait.

@@ -4,9 +4,9 @@
 //! the conversation), generating, and what the configuration prefers. A request is willing to wait for a slot where the model is
 //! loaded, if that ends sooner than a load elsewhere.
 
-use super::Want;
 use super::book::{Backend, Book, Loading, Running, State};
 use super::rates::Times;
+use super::{Judge, Want};
 
 /// Requests of other models share the backend's processor: each of them slows this one down by so much.
 const CROWDED: f64 = 0.35;
@@ -66,6 +66,8 @@ pub struct Choice {
 /// A backend while those who wait for one model are placed on it in thought.
 pub struct Desk {
     rank: Rank,
+    /// One may try, and no more.
+    is_trial: bool,
     is_warm: bool,
     is_free: bool,
     /// When each slot is free, as many as may be needed.
@@ -104,6 +106,9 @@ impl Desk {
             self.is_warm = true;
         }
         self.is_free = false;
+        if self.is_trial {
+            self.rank = Rank::Suspect;
+        }
     }
 
     fn starts_s(&self) -> f64 {
@@ -113,9 +118,10 @@ impl Desk {
 
 impl Book {
     /// Sets a desk for each backend, with `most` slots at most.
-    pub fn set_desks(&self, now_s: f64, model: usize, most: usize, tier_s: f64, desks: &mut Vec<Desk>) {
+    pub fn set_desks(&self, now_s: f64, model: usize, most: usize, tier_s: f64, judge: &Judge, desks: &mut Vec<Desk>) {
         desks.resize_with(self.backends.len(), || Desk {
             rank: Rank::Never,
+            is_trial: false,
             is_warm: false,
             is_free: false,
             free_s: Vec::new(),
@@ -128,20 +134,22 @@ impl Book {
         for (place, desk) in desks.iter_mut().enumerate() {
             let backend = &self.backends[place];
             let cell = &self.models[model].cells[place];
-            desk.rank = match backend.state {
+            let state = judge(place, &self.models[model].name);
+            desk.is_trial = state == State::Trial;
+            desk.rank = match state {
                 State::Drained => Rank::Never,
                 _ if backend.is_read && !cell.is_held && !cell.is_loaded => Rank::Absent,
                 State::Down => Rank::Suspect,
-                State::Up if cell.is_shunned(now_s) => Rank::Suspect,
-                State::Up if !backend.is_read => Rank::Unknown,
-                State::Up => Rank::Known,
+                State::Trial if cell.is_used() => Rank::Suspect,
+                State::Up | State::Trial if !backend.is_read => Rank::Unknown,
+                State::Up | State::Trial => Rank::Known,
             };
             if desk.rank == Rank::Never {
                 continue;
             }
             let comes =
                 backend.loading.as_ref().filter(|loading| cell.running.iter().any(|run| run.run == loading.run));
-            desk.is_warm = comes.is_some() || self.is_loaded(now_s, place, model) || desk.rank == Rank::Absent;
+            desk.is_warm = comes.is_some() || self.is_loaded(place, model) || desk.rank == Rank::Absent;
             desk.free_s.clear();
             let ready_s = comes.map_or(now_s, |loading| loading.until_s.max(now_s + 0.1));
             desk.free_s.extend(std::iter::repeat_n(ready_s, cell.free().min(most.max(1))));
@@ -197,17 +205,6 @@ impl Book {
         }
     }
 
-    /// What each backend that may take it would cost, the best first.
-    pub fn explain(&self, now_s: f64, model: usize, want: &Want, desks: &mut [Desk]) -> Vec<Choice> {
-        let mut barred = want.clone();
-        let mut choices = Vec::new();
-        while let Some(choice) = self.choose(now_s, model, &barred, desks) {
-            barred.barred.push(choice.backend);
-            choices.push(choice);
-        }
-        choices
-    }
-
     fn offer(&self, now_s: f64, model: usize, want: &Want, tokens: f64, place: usize, desk: &Desk) -> Choice {
         let cell = &self.models[model].cells[place];
         let cached_bytes = if desk.is_warm { cell.cached_bytes(want) } else { 0 };
@@ -238,7 +235,7 @@ impl Book {
         let backend = &self.backends[place];
         let mut wait_s = backend.loading.as_ref().map_or(0.0, |loading| (loading.until_s - now_s).max(0.5));
         let mut cost_s = 0.0;
-        for victim in self.victims(now_s, place, model) {
+        for victim in self.victims(place, model) {
             let cell = &self.models[victim].cells[place];
             for running in &cell.running {
                 wait_s = wait_s.max(running.left_s(now_s));
@@ -254,13 +251,13 @@ impl Book {
     }
 
     /// What Ollama would unload to make room: what is idle longest, and only then what is in use.
-    pub fn victims(&self, now_s: f64, place: usize, model: usize) -> Vec<usize> {
+    pub fn victims(&self, place: usize, model: usize) -> Vec<usize> {
         let backend = &self.backends[place];
         if backend.room_bytes == u64::MAX {
             return Vec::new(); // nothing has ever been pushed out
         }
         let mut loaded: Vec<usize> =
-            backend.loaded.iter().copied().filter(|its| *its != model && self.is_loaded(now_s, place, *its)).collect();
+            backend.loaded.iter().copied().filter(|its| *its != model && self.is_loaded(place, *its)).collect();
         let mut used: u64 = loaded.iter().map(|its| self.models[*its].bytes).sum::<u64>() + self.models[model].bytes;
         if used <= backend.room_bytes {
             return Vec::new();
@@ -282,18 +279,18 @@ impl Book {
     }
 
     /// A run takes its slot.
-    pub fn begin(&mut self, run: u64, model: usize, chosen: &Choice, now_s: f64) {
+    pub fn begin(&mut self, run: u64, model: usize, streams: bool, chosen: &Choice, now_s: f64) {
         if chosen.is_cold {
             // What makes room gets no more requests there: they would wait for its reload.
-            for victim in self.victims(now_s, chosen.backend, model) {
+            for victim in self.victims(chosen.backend, model) {
                 self.models[victim].cells[chosen.backend].is_loaded = false;
                 self.backends[chosen.backend].loaded.retain(|its| *its != victim);
             }
         }
         let backend: &mut Backend = &mut self.backends[chosen.backend];
         backend.in_flight += 1;
-        if chosen.is_cold {
-            backend.loading = Some(Loading { run, model, until_s: now_s + chosen.load_s });
+        if chosen.is_cold && backend.loading.is_none() {
+            backend.loading = Some(Loading { run, model, streams, until_s: now_s + chosen.load_s });
         }
         let cell = &mut self.models[model].cells[chosen.backend];
         cell.used_s = now_s;

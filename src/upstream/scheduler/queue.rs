@@ -94,10 +94,6 @@ impl Queue {
         self.agents.len()
     }
 
-    pub fn waiting(&self, class: Class) -> usize {
-        self.waiting[class as usize].len()
-    }
-
     pub fn push(&mut self, now_s: f64, waiter: u64, agent: &Arc<str>, class: Class, takes_s: f64) -> Stand {
         if self.agents.len() >= AGENTS {
             let virtual_s = self.virtual_s;

@@ -1,0 +1,104 @@
+//! Waiting for a backend, in the proxy's own queue: after the receipt, before a backend is chosen (`docs/adr/0051-queue.md`).
+
+use std::time::{Duration, Instant};
+
+use pingora_proxy::Session;
+
+use super::Gateway;
+use super::admit::refuse_cut;
+use super::views::gone;
+use crate::door::Ticket;
+use crate::exchange::{Exchange, Fault};
+use crate::identity::Caller;
+use crate::refusal::Refusal;
+use crate::upstream::scheduler::{Class, Full};
+use crate::upstream::{NoBackend, Wish};
+use crate::wire::{Endpoint, Kind};
+
+const PRIORITY: &str = "x-behavry-priority";
+
+impl Gateway {
+    /// The class that a request is queued in: what it asks for, and no more than the strictest of its roles allows. Another word than
+    /// ours is no word: a client that speaks to other gateways too may have words of theirs.
+    pub(super) fn class(&self, session: &Session, caller: &Caller) -> Class {
+        let asked = session.req_header().headers.get(PRIORITY).and_then(|word| word.to_str().ok());
+        asked.and_then(Class::read).unwrap_or_default().min(self.site.queue.highest_of(&caller.roles))
+    }
+
+    /// Where to, and when: with the permit and the receipt, as soon as a backend has a slot.
+    pub(super) async fn queue(
+        &self,
+        endpoint: Endpoint,
+        class: Class,
+        session: &mut Session,
+        exchange: &mut Ticket,
+    ) -> Result<(), Refusal> {
+        // Cut while it was decided and written down: then no backend need hear of it.
+        refuse_cut(exchange)?;
+        let (began, wait) = (Instant::now(), self.site.queue.wait);
+        let model = exchange.canonical_model().unwrap_or_default();
+        let label = self.site.ledger.metrics.model(&model);
+        let waiting = self.site.ledger.metrics.queue_entered(&label, class.as_str());
+        let wish = wish(endpoint, class, began + wait, exchange);
+        let errand = self.errand(exchange);
+        let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
+            return Err(Refusal::internal_error()); // the order of the steps has been broken
+        };
+        let leased = tokio::select! { biased;
+            leased = self.site.pool.queue(permit, receipt, &errand, wish) => Some(leased),
+            () = gone(session) => None,
+        };
+        let waited = began.elapsed();
+        exchange.queued = Some(waited);
+        match leased {
+            Some(Ok(lease)) => {
+                waiting.served(waited);
+                exchange.placement = Some(lease.reason().to_owned());
+                exchange.lease = Some(lease);
+                if endpoint == Endpoint::Responses {
+                    exchange.convertible = exchange.link.body();
+                }
+                Ok(())
+            }
+            Some(Err(no)) => Err(refusal_of(no, wait)),
+            None => {
+                refuse_cut(exchange)?;
+                exchange.fault = Some(Fault::Client);
+                Err(Refusal::queue_full("the client left the queue")) // which nobody reads
+            }
+        }
+    }
+}
+
+pub(super) fn wish(endpoint: Endpoint, class: Class, deadline: Instant, exchange: &Exchange) -> Wish {
+    let ask = exchange.ask.as_ref();
+    let most_tokens = match endpoint {
+        Endpoint::Embed | Endpoint::Embeddings | Endpoint::OpenAiEmbeddings => Some(0),
+        // 0 and below mean no limit (ollama-wire, section 3.1).
+        _ => ask.and_then(|ask| ask.num_predict).and_then(|most| u64::try_from(most).ok()).filter(|most| *most > 0),
+    };
+    Wish {
+        agent: exchange.caller.as_ref().map(|caller| caller.agent_id.as_str().into()).unwrap_or_default(),
+        class,
+        input_bytes: exchange.body_bytes as u64,
+        most_tokens,
+        conversation: exchange.conversation,
+        streams: ask.and_then(|ask| ask.stream) == Some(true),
+        deadline,
+    }
+}
+
+fn refusal_of(no: NoBackend, wait: Duration) -> Refusal {
+    let seconds = |after: Duration| u32::try_from(after.as_secs()).unwrap_or(u32::MAX);
+    match no {
+        NoBackend::Full(Full::Share { retry_after }) => Refusal::queue_share_full(seconds(retry_after)),
+        NoBackend::Full(Full::Whole { retry_after }) => Refusal::queue_whole_full(seconds(retry_after)),
+        NoBackend::Expired => Refusal::waited_in_vain(wait.as_secs()),
+        NoBackend::NoneLeft | NoBackend::Unnamed | NoBackend::UnknownName => Refusal::no_backend(),
+    }
+}
+
+/// Whether the caller may see why a backend was chosen: whoever manages models.
+pub(super) fn sees_placement(exchange: &Exchange) -> bool {
+    exchange.caller.as_ref().is_some_and(|caller| caller.may(Kind::Manage).is_ok())
+}
