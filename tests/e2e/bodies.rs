@@ -256,16 +256,14 @@ async fn a_rewritten_body_arrives_rewritten_whatever_its_size() {
 
 /// Needs `enable_retry_buffering` to be called at the start of every attempt: that is when the door rewinds.
 #[tokio::test]
-async fn a_rewritten_body_arrives_rewritten_at_the_first_second_and_third_attempt() {
+async fn a_rewritten_body_arrives_rewritten_at_the_first_and_second_attempt() {
     for size in [60_000, MIB] {
         let house = House::open().await;
-        for failures in 0..3 {
-            // Connections in the pool, one for each attempt that is to fail: that many requests at once.
+        // No more than one attempt meets a dead connection: the second has one of its own.
+        for failures in 0..2 {
+            // A connection in the pool, for the attempt that is to fail.
             let prime = Request::post("/api/chat", json!({ "model": "fault-drips-2" })).bearer(&house.token());
-            let all = (0..3).map(|_| house.send(prime.clone()));
-            for reply in futures::future::join_all(all).await {
-                assert_eq!(reply.status, 200);
-            }
+            assert_eq!(house.send(prime).await.status, 200);
             house.simulator.forget();
             if failures > 0 {
                 house.simulator.set_fault_times(Fault::ClosesOnReuse, failures).await.expect("listening");
