@@ -262,6 +262,9 @@ impl Metrics {
             "Models that the proxy had loaded before anybody asked for them, by result (loaded, failed).",
             &["model", "result"],
         );
+        for result in ["loaded", "failed"] {
+            warmups.with_label_values(&[OTHER, result]);
+        }
 
         let policy_decisions = make.counters("policy_decisions_total", "Policy decisions by result.", &["result"]);
         for result in ["allow", "deny", "escalate"] {
