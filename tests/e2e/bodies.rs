@@ -1,14 +1,16 @@
 //! Request bodies of any size, framing and protocol: what the client sent is what the backend got, or it is refused in words that
 //! the client can read.
 
-use behavry_ollama_proxy::simulator::{Ending, Fault, Seen};
+use behavry_ollama_proxy::simulator::{Ending, Fault, Seen, Simulator};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use crate::client::{Connection, Request};
+use crate::failover::two;
+use crate::fleet::holding;
 use crate::h2_client::{self, H2};
-use crate::house::{House, PATIENCE, Plan, wait_until};
+use crate::house::{House, PATIENCE, Plan, until_tried, wait_until};
 
 const MIB: usize = 1024 * 1024;
 
@@ -256,29 +258,45 @@ async fn a_rewritten_body_arrives_rewritten_whatever_its_size() {
 
 /// Needs `enable_retry_buffering` to be called at the start of every attempt: that is when the door rewinds.
 #[tokio::test]
-async fn a_rewritten_body_arrives_rewritten_at_the_first_and_second_attempt() {
+async fn a_rewritten_body_arrives_rewritten_at_the_first_second_and_third_attempt() {
+    // An old connection that had died, a new one that breaks, and then the other backend.
+    let (a, b) = (holding(&["tiny-story"]).await, holding(&["tiny-story"]).await);
+    let house = two(&a, &b, "").await;
+    let asked = |simulator: &Simulator| {
+        let seen = simulator.seen().into_iter();
+        seen.filter(|seen| seen.target == "/v1/chat/completions").collect::<Vec<_>>()
+    };
     for size in [60_000, MIB] {
-        let house = House::open().await;
-        // No more than one attempt meets a dead connection: the second has one of its own.
-        for failures in 0..2 {
-            // A connection in the pool, for the attempt that is to fail.
-            let prime = Request::post("/api/chat", json!({ "model": "fault-drips-2" })).bearer(&house.token());
-            assert_eq!(house.send(prime).await.status, 200);
-            house.simulator.forget();
-            if failures > 0 {
-                house.simulator.set_fault_times(Fault::ClosesOnReuse, failures).await.expect("listening");
-            }
-            let body = v1_stream_of(size);
+        let body = v1_stream_of(size);
+        for failures in 0..3 {
             let id = format!("again-{size}-{failures}");
-            let reply = house.send(v1_chat(&house, body.clone()).id(&id)).await;
-            assert_eq!(reply.status, 200, "{id}");
-            assert!(reply.text().ends_with("data: [DONE]\n\n"), "{id}");
-            let seen = house.simulator.seen();
-            assert_eq!(seen.len() as u64, failures + 1, "{id}: attempts");
-            let (last, failed) = seen.split_last().expect("one at least");
-            assert!(failed.iter().all(|seen| seen.ended_how == Some(Ending::Fault)), "{id}");
-            assert_arrived(last, &with_usage(&body), &id);
-            assert_eq!(house.final_of(&id).await["extra"]["retries"], failures, "{id}");
+            let mut tries = 0;
+            until_tried(&id, async || {
+                tries += 1;
+                let id = format!("{id}-{tries}");
+                a.set_fault(None).await.expect("listening");
+                assert_eq!(house.send(v1_chat(&house, v1_stream_of(200))).await.status, 200); // leaves a connection behind
+                a.forget();
+                b.forget();
+                if failures > 0 {
+                    a.set_fault_times(Fault::ClosesBeforeHeaders, failures).await.expect("listening");
+                }
+                let reply = house.send(v1_chat(&house, body.clone()).id(&id)).await;
+                let seen = [asked(&a), asked(&b)].concat();
+                // The request before held the slot still, or its connection was not back in the pool yet.
+                if asked(&a).is_empty() || failures == 2 && seen.len() == 2 {
+                    return None;
+                }
+                assert_eq!(reply.status, 200, "{id}");
+                assert!(reply.text().ends_with("data: [DONE]\n\n"), "{id}");
+                assert_eq!(seen.len() as u64, failures + 1, "{id}: attempts");
+                let (last, failed) = seen.split_last().expect("one at least");
+                assert!(failed.iter().all(|seen| seen.ended_how == Some(Ending::Fault)), "{id}");
+                assert_arrived(last, &with_usage(&body), &id);
+                assert_eq!(house.final_of(&id).await["extra"]["retries"], failures, "{id}");
+                Some(())
+            })
+            .await;
         }
     }
 }

@@ -4,7 +4,7 @@
 //! - the hidden trait of custom sessions: `a_panic_before_the_reply_is_answered_with_500`, whose hooks look at their session;
 //! - v2's `take_response_body_writer`: `an_http_2_stream_comes_as_it_is_made`;
 //! - TASK_BUFFER_SIZE: `a_client_that_leaves_while_the_backend_takes_no_body_is_noticed_every_time`;
-//! - `enable_retry_buffering` at every attempt: `bodies::a_rewritten_body_arrives_rewritten_at_the_first_and_second_attempt`;
+//! - `enable_retry_buffering` at every attempt: `bodies::a_rewritten_body_arrives_rewritten_at_the_first_second_and_third_attempt`;
 //! - `Failed` reaching `response_duplex_vec`: `a_stream_whose_backend_dies_ends_with_an_error_and_the_connection_is_kept`;
 //! - the session dropped before `process_new_http` returns, and unwinding: every test of a panic.
 

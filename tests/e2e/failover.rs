@@ -14,7 +14,7 @@ use crate::puppet::Puppet;
 const READ_ONCE: &str = "[catalogue]\nrefresh_s = 3600\nloaded_s = 3600\n";
 
 /// Two backends; `b` is of a higher tier, and that costs more than any load, so that `a` is always asked first.
-async fn two(a: &Simulator, b: &Simulator, more: &str) -> House {
+pub async fn two(a: &Simulator, b: &Simulator, more: &str) -> House {
     // Breakers open in a test of their own.
     let config = format!(
         "{more}{READ_ONCE}[health]\nprobe_s = 0\nfailures = 1000\n[queue]\ntier_s = 86400\n{}",
