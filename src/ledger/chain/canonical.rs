@@ -89,9 +89,9 @@ fn write_escaped(char: char, into: &mut Vec<u8>) {
     }
 }
 
-/// Whether a text is an object in canonical form, said without making values of it: a check of a log does this for every line, and
-/// reading a line, sorting its members and writing it anew takes 20 times as long. `each` is told of every member whose value ends: how deep its object
-/// is (1: the text itself), its name and its value as they are written. What was told before a `false` is worth nothing.
+/// Whether a text is an object in canonical form, said without making values of it: a check of a log does this for every line.
+/// `each` is told of every member whose value ends: how deep its object is (1: the text itself), its name and its value as they are
+/// written. What was told before a `false` is worth nothing.
 pub fn scan<'a>(text: &'a [u8], each: &mut dyn FnMut(usize, &'a [u8], &'a [u8])) -> bool {
     let mut scan = Scan { text, at: 0 };
     scan.next(b'{') && scan.object(1, each) && scan.at == text.len()
