@@ -46,9 +46,10 @@ pub async fn keep_warm(backend: &Backend, client: &Client, models: &Models, metr
     }
 }
 
-/// It is there and not loaded, as far as both are known.
+/// It is there and not loaded, as far as both are known; and its details were asked for, since they say how it is loaded.
 fn is_wanted(known: &Known, canonical: &str) -> bool {
-    let is_local = known.models.get(canonical).is_some_and(|model| model.source == Source::Local);
+    let there = known.models.get(canonical);
+    let is_local = there.is_some_and(|model| model.source == Source::Local && model.shown.is_some());
     is_local && known.loaded_read.is_some() && !known.loaded.contains_key(canonical)
 }
 
