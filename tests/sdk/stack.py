@@ -180,7 +180,10 @@ class Proxy:
         for name in ("state", "audit", "configuration"):
             (self.folder / name).mkdir(parents=True)
         # The simulator computes as much at once as it is asked for.
-        (self.folder / "configuration/proxy.toml").write_text(f'[[backend]]\nurl = "{backend_url}"\nslots = 1000\n')
+        (self.folder / "configuration/proxy.toml").write_text(
+            f'[[backend]]\nurl = "{backend_url}"\nslots = 1000\n'
+            # A fast machine sends more refusals in a second than have a record of their own.
+            "[audit]\nrefusals_per_second = 1000\n")
         if "BEHAVRY_CONFIG" in environment:
             environment["BEHAVRY_OLLAMA_URL"] = backend_url  # that file names no backend
         self.environment = clean_environment(

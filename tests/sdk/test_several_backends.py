@@ -40,7 +40,9 @@ def known(proxy):
     with proxy.program.news:
         for _ in range(600):
             listed = call(proxy.base + "/v1/models", headers=headers(proxy)).json["data"]
-            if all(entry.get("capabilities") and "loaded" in entry for entry in listed):
+            # A list says what Ollama's own list says of a model until its details are read, which know of embeddings.
+            embeds = any(entry["id"] == f"{EMBED}:latest" and entry.get("capabilities") == ["embedding"] for entry in listed)
+            if embeds and all(entry.get("capabilities") and "loaded" in entry for entry in listed):
                 return listed
             proxy.program.news.wait(0.1)
     raise AssertionError("the catalogue never read everything")
