@@ -10,7 +10,7 @@ use crate::client::{Connection, Request};
 use crate::failover::two;
 use crate::fleet::holding;
 use crate::h2_client::{self, H2};
-use crate::house::{House, PATIENCE, Plan, until_tried, wait_until};
+use crate::house::{House, PATIENCE, Plan, until_tried, wait_until, wait_until_async};
 
 const MIB: usize = 1024 * 1024;
 
@@ -367,7 +367,11 @@ async fn bodies_together_take_no_more_memory_than_they_may() {
             break;
         }
     }
-    assert_eq!(house.send(chat(&house, body)).await.status, 200, "its share was given back");
+    // A moment after its reply.
+    wait_until_async("its share was given back", async || {
+        (house.send(chat(&house, body.clone())).await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
