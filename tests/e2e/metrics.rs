@@ -17,7 +17,7 @@ fn sum(scrape: &str, begin: &str) -> f64 {
 }
 
 /// Scrapes until it holds. What is settled is counted a moment after the client has its reply.
-async fn until(house: &House, what: &str, holds: impl Fn(&str) -> bool) -> String {
+pub async fn until(house: &House, what: &str, holds: impl Fn(&str) -> bool) -> String {
     let began = std::time::Instant::now();
     loop {
         let scrape = house.metrics().await;

@@ -15,8 +15,9 @@ use serde_json::{Map, Value, json};
 use crate::client::{Connection, Request};
 use crate::collector::{Collector, Delivery, Does};
 use crate::house::{House, Plan, program, run_to_end, wait_until};
+use crate::metrics::until;
 use crate::puppet::Puppet;
-use crate::sinks::{Hooked, chains, has_all, private, serve, until, value, whole_and_in_order};
+use crate::sinks::{Hooked, chains, has_all, private, serve, value, whole_and_in_order};
 
 const LAG: &str = r#"behavry_ollama_audit_lag_records{sink="otlp"}"#;
 const FAILURES: &str = r#"behavry_ollama_audit_sink_failures_total{sink="otlp"}"#;

@@ -14,8 +14,9 @@ use sha2::Sha256;
 
 use crate::client::Request;
 use crate::collector::{Collector, Delivery, Does};
-use crate::house::{House, PATIENCE, Plan, program, run_to_end, segments, wait_until};
+use crate::house::{House, Plan, program, run_to_end, segments, wait_until};
 use crate::key_server::tls_for;
+use crate::metrics::until;
 use crate::puppet::Puppet;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -95,19 +96,6 @@ pub async fn serve(house: &House, requests: usize, name: &str) {
     for n in 0..requests {
         let ask = Request::get("/api/version").bearer(&house.token()).id(&format!("{name}-{n}"));
         assert_eq!(house.send(ask).await.status, 200);
-    }
-}
-
-/// Scrapes until it holds.
-pub async fn until(house: &House, what: &str, holds: impl Fn(&str) -> bool) -> String {
-    let began = std::time::Instant::now();
-    loop {
-        let scrape = house.metrics().await;
-        if holds(&scrape) {
-            return scrape;
-        }
-        assert!(began.elapsed() < PATIENCE, "{what}, in\n{scrape}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
 

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use crate::client::{Connection, Request};
 use crate::house::{House, Plan, wait_until};
+use crate::metrics::until;
 use crate::puppet::Puppet;
-use crate::sinks::{chains, has_all, serve, until, value, whole_and_in_order};
+use crate::sinks::{chains, has_all, serve, value, whole_and_in_order};
 use crate::syslog_receiver::{Datagrams, Seen, Serves, Stream};
 
 const LAG: &str = r#"behavry_ollama_audit_lag_records{sink="syslog"}"#;
