@@ -50,7 +50,7 @@ fn list(config: &Config) -> Result<(), Failure> {
     line(keys.signing.kid(), keys.signing.algorithm(), "signs");
     let now = Timestamp::now();
     for other in keys.others.iter().filter(|other| other.until > now) {
-        line(other.key.kid(), other.key.algorithm(), &format!("verifies until {}", other.until));
+        line(other.key.kid(), other.key.algorithm(), &format!("verifies until {:.0}", other.until));
     }
     Ok(())
 }
@@ -96,7 +96,7 @@ fn rotate(config: &Config, algorithm: Option<String>, end_old: bool) -> Result<(
     };
     println!("{} signs now ({})", rotated.new_kid, rotated.algorithm.as_str());
     match rotated.until {
-        Some(until) => println!("{} verifies until {until}", rotated.old_kid),
+        Some(until) => println!("{} verifies until {until:.0}", rotated.old_kid),
         None => println!("{} and all before it are not trusted any more", rotated.old_kid),
     }
     Ok(())
