@@ -1,7 +1,7 @@
 //! What happened a moment ago, for those who watch: the last events in a ring, as frames of SSE.
 //!
 //! ```text
-//! audit's thread ── publish ──> ring of frames ── since ──> one task for each watcher, ten times a second
+//! audit's thread ── publish ──> ring of frames ── since ──> one task for each watcher, which looks now and then
 //!  (lines that are written)        ^
 //! server's look at itself ── alert ┘
 //! ```
@@ -31,7 +31,7 @@ const EVENTS: usize = 1024;
 const RING_BYTES: usize = 4 << 20;
 /// How many of them a new watcher is shown.
 const RECENT: u64 = 400;
-/// People and scripts that watch at once. Each takes a connection, and a task that looks ten times a second.
+/// People and scripts that watch at once. Each takes a connection, and a task that looks for news.
 pub const WATCHERS: usize = 64;
 
 /// What an operator should look at: a closed set, so that a page and a script can know each.

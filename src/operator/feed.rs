@@ -1,7 +1,7 @@
-//! What one watcher is sent, and when. It looks at the ring ten times a second instead of being woken for each event: many events
-//! are then one write, and whoever makes them wakes nobody.
+//! What one watcher is sent, and when. It looks at the ring ten times a second instead of being woken for each event: some events
+//! are then one write, and whoever makes them wakes nobody. Where much happens it looks more often, so that what it finds stays
+//! small: requests share the thread, and wait while a part is written.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +14,21 @@ use crate::ledger::activity::missed_frame;
 
 pub const PATH: &str = "/api/v1/audit/stream";
 
-/// At most so much of the ring in one part: what a watcher holds beyond its socket's buffer.
-const PART_BYTES: usize = 256 << 10;
+/// At most so much of the ring in one part: what a watcher holds beyond its socket's buffer, and what a request may have to wait for.
+/// The kernel takes so much in some 20 µs.
+const PART_BYTES: usize = 32 << 10;
+/// A look that finds more than this is followed by one after half the time, and one that finds less than a quarter of it by one after
+/// twice the time.
+const MUCH_BYTES: usize = PART_BYTES / 2;
 
 /// How often a feed does what it does.
 #[derive(Clone, Copy)]
 pub struct Pace {
-    /// Between two looks at the ring. A tenth of a second looks like at once.
+    /// Between two looks at the ring where little happens. A tenth of a second looks like at once.
     pub look: Duration,
+    /// Between two looks where much happens. With full parts these are 6 MB/s, more than a browser shows; whoever wants more loses
+    /// events of the ring, is told so, and finds them in the audit.
+    pub least_look: Duration,
     /// Between two snapshots of what runs.
     pub running: Duration,
     /// Between two comments that keep the connection from looking idle (S0).
@@ -30,7 +37,12 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Pace {
-        Pace { look: Duration::from_millis(100), running: Duration::from_secs(1), keepalive: Duration::from_secs(15) }
+        Pace {
+            look: Duration::from_millis(100),
+            least_look: Duration::from_millis(5),
+            running: Duration::from_secs(1),
+            keepalive: Duration::from_secs(15),
+        }
     }
 }
 
@@ -42,6 +54,8 @@ pub struct Feed {
     /// The number of the last event that was sent.
     at: u64,
     begun: bool,
+    /// From the last look to the next.
+    pause: Duration,
     next_look: Instant,
     next_running: Instant,
     next_keepalive: Instant,
@@ -59,6 +73,7 @@ impl Feed {
             board,
             pace,
             begun: false,
+            pause: pace.look,
             next_look: now,
             next_running: now,
             next_keepalive: now + pace.keepalive,
@@ -69,14 +84,14 @@ impl Feed {
     /// The next part of the stream: whole frames, or a comment. Waits until there is one; given up at any time, nothing is lost.
     pub async fn next(&mut self) -> Bytes {
         loop {
-            let mut part = String::new();
+            let mut part = Vec::new();
             if !std::mem::replace(&mut self.begun, true) {
-                part.push_str("retry: 2000\n\n"); // a proxy that restarts is soon back
+                part.extend_from_slice(b"retry: 2000\n\n"); // a proxy that restarts is soon back
             }
             let now = Instant::now();
             if now >= self.next_look {
-                let full = self.look(&mut part);
-                self.next_look = if full { now } else { now + self.pace.look };
+                self.look(&mut part);
+                self.next_look = now + self.pause;
             }
             if now >= self.next_running
                 && let Some(board) = &self.board
@@ -91,7 +106,7 @@ impl Feed {
             }
             if now >= self.next_keepalive {
                 self.next_keepalive = now + self.pace.keepalive;
-                part.push_str(":keepalive\n\n");
+                part.extend_from_slice(b":keepalive\n\n");
             }
             if !part.is_empty() {
                 return part.into();
@@ -100,24 +115,32 @@ impl Feed {
         }
     }
 
-    /// Whether there is more in the ring than a part holds.
-    fn look(&mut self, part: &mut String) -> bool {
+    fn look(&mut self, part: &mut Vec<u8>) {
         let news = self.activity.since(self.at, PART_BYTES);
         self.at = news.upto;
         if news.missed > 0 {
-            part.push_str(&missed_frame(news.missed));
+            part.extend_from_slice(missed_frame(news.missed).as_bytes());
         }
+        part.reserve(news.frames.iter().map(Bytes::len).sum());
         for frame in &news.frames {
-            // Lines of the audit are ASCII.
-            part.push_str(&String::from_utf8_lossy(frame));
+            part.extend_from_slice(frame);
         }
-        part.len() >= PART_BYTES / 2
+        self.pause = match part.len() {
+            much if much > MUCH_BYTES => self.pause / 2,
+            little if little < MUCH_BYTES / 4 => self.pause * 2,
+            _ => self.pause,
+        }
+        .clamp(self.pace.least_look.min(self.pace.look), self.pace.look);
     }
 }
 
 /// `data` is JSON on one line. The frame has no id: the next one replaces it.
-fn frame(part: &mut String, name: &str, data: &Bytes) {
-    let _ = write!(part, "event: {name}\ndata: {}\n\n", String::from_utf8_lossy(data)); // a String takes all
+fn frame(part: &mut Vec<u8>, name: &str, data: &Bytes) {
+    part.extend_from_slice(b"event: ");
+    part.extend_from_slice(name.as_bytes());
+    part.extend_from_slice(b"\ndata: ");
+    part.extend_from_slice(data);
+    part.extend_from_slice(b"\n\n");
 }
 
 #[cfg(test)]
@@ -129,7 +152,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_feed_says_that_it_lives_at_its_interval_and_nothing_else() {
-        let pace = Pace { look: NEVER, running: NEVER, keepalive: Duration::from_millis(20) };
+        let pace = Pace { look: NEVER, least_look: NEVER, running: NEVER, keepalive: Duration::from_millis(20) };
         let mut feed = Feed::new(Arc::default(), None, None, pace);
         assert_eq!(feed.next().await, "retry: 2000\n\n");
         let mut last = Instant::now();
@@ -144,7 +167,12 @@ mod tests {
     #[tokio::test]
     async fn a_feed_that_is_given_up_while_it_waits_loses_nothing() {
         let activity: Arc<Activity> = Arc::default();
-        let pace = Pace { look: Duration::from_millis(1), running: NEVER, keepalive: NEVER };
+        let pace = Pace {
+            look: Duration::from_millis(1),
+            least_look: Duration::from_millis(1),
+            running: NEVER,
+            keepalive: NEVER,
+        };
         let mut feed = Feed::new(Arc::clone(&activity), None, None, pace);
         assert_eq!(feed.next().await, "retry: 2000\n\n");
         let mut seen = String::new();
@@ -162,10 +190,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn where_much_happens_it_looks_more_often_and_where_nothing_does_as_before() {
+        let activity: Arc<Activity> = Arc::default();
+        let pace = Pace::default();
+        let mut feed = Feed::new(Arc::clone(&activity), None, None, pace);
+        let mut looked = |events: usize| {
+            for _ in 0..events {
+                activity.alert(Alert::Panicked, false, &"x".repeat(1000));
+            }
+            let mut part = Vec::new();
+            feed.look(&mut part);
+            assert!(part.len() <= PART_BYTES, "{}", part.len());
+            feed.pause
+        };
+        assert_eq!(looked(1), pace.look, "little");
+        assert_eq!(looked(10), pace.look, "not much");
+        assert_eq!(looked(20), pace.look / 2, "much");
+        for _ in 0..5 {
+            looked(20);
+        }
+        assert_eq!(looked(20), pace.least_look);
+        assert_eq!(looked(0), pace.least_look * 2);
+        for _ in 0..5 {
+            looked(0);
+        }
+        assert_eq!(looked(0), pace.look);
+    }
+
     #[tokio::test]
     async fn a_full_ring_comes_in_parts_and_what_passed_by_is_told_first() {
         let activity: Arc<Activity> = Arc::default();
-        let pace = Pace { look: Duration::from_millis(1), running: NEVER, keepalive: NEVER };
+        let pace = Pace {
+            look: Duration::from_millis(1),
+            least_look: Duration::from_millis(1),
+            running: NEVER,
+            keepalive: NEVER,
+        };
         let mut feed = Feed::new(Arc::clone(&activity), None, None, pace);
         let long = "x".repeat(2000);
         for _ in 0..3000 {
