@@ -5,6 +5,7 @@ import hmac
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -53,6 +54,8 @@ def start_all(backend, folder, only=None):
         "ours-rs256": lambda place: ours(backend, place, "RS256"),
         "ours-hs256": lambda place: ours(backend, place, "HS256"),
     }
+    if only and "ours-dead-sinks" in only:  # beside ours-rs256, for those who ask
+        makers["ours-dead-sinks"] = lambda place: ours(backend, place, "RS256", dead_sinks(place))
     started = []
     try:
         for name, make in makers.items():
@@ -101,7 +104,7 @@ def bare_pingora(backend, place):
     return Gateway("bare-pingora", "forward", program, f"http://127.0.0.1:{port}")
 
 
-def ours(backend, place, algorithm):
+def ours(backend, place, algorithm, sinks=""):
     """The proxy with its shipped policy and its audit on disk; the token is the proxy's own, or HS256's."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BEHAVRY_")}
     environment |= {
@@ -109,7 +112,7 @@ def ours(backend, place, algorithm):
         "BEHAVRY_STATE_DIR": str(place / "state"), "BEHAVRY_AUDIT_DIR": str(place / "audit"),
         "BEHAVRY_CONFIG": str(place / "proxy.toml"),
     }
-    settings = "threads = 1\n"
+    settings = "threads = 1\n" + sinks
     if algorithm == "HS256":
         secret = place / "secret"
         secret.write_text(HMAC_SECRET)
@@ -121,8 +124,23 @@ def ours(backend, place, algorithm):
     program = Program([PROXY, "serve"], GATEWAY_CORES, place / "log", environment)
     base = program.wait_for_line("listening on ")
     token = minted(environment) if algorithm == "RS256" else hs256_token(0)
-    return Gateway(f"ours-{algorithm.lower()}", "token, policy, counts, audit, metrics", program,
+    return Gateway("ours-dead-sinks" if sinks else f"ours-{algorithm.lower()}", "token, policy, counts, audit, metrics", program,
                    base + "/api/v1/ollama", ["Authorization: Bearer " + token], environment)
+
+
+HUNG = []
+
+
+def dead_sinks(place):
+    """Settings of three secondary sinks of the audit that each take a connection and never answer or read."""
+    hung = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(3)]
+    HUNG.extend(hung)  # open until the end: the kernel takes the connections, and nobody does after it
+    webhook, syslog, otlp = (server.getsockname()[1] for server in hung)
+    secret = place / "webhook-secret"
+    secret.write_text("0" * 64)
+    secret.chmod(0o600)
+    return (f'[audit.webhook]\nurl = "http://127.0.0.1:{webhook}/"\nsecret_file = "webhook-secret"\n'
+            f'[audit.syslog]\naddress = "tcp://127.0.0.1:{syslog}"\n[audit.otlp]\nurl = "http://127.0.0.1:{otlp}/v1/logs"\n')
 
 
 def minted(environment):
