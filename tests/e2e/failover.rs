@@ -1,6 +1,7 @@
 //! A request whose backend fails before a byte of its reply: another one answers, with the same body, or the client is told so.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use behavry_ollama_proxy::simulator::{Fault, Seen, Simulator};
 use serde_json::{Value, json};
@@ -297,11 +298,14 @@ async fn a_drained_backend_gets_no_new_work_and_finishes_what_it_has() {
     assert!(unknown.stderr.contains("there are a, b"), "{}", unknown.stderr);
 }
 
-/// A hundred connections in the pool, one backend that restarts again and again, and one that does not.
+/// A hundred connections in the pool, one backend that restarts again and again, now at once and now after a while, and one that does not.
+/// `tests/long/run restarts` does it at a thousand requests a second and many more times.
 #[tokio::test]
 async fn while_a_backend_restarts_no_client_that_has_seen_no_byte_sees_an_error() {
     const CLIENTS: usize = 100;
-    const RESTARTS: usize = 6;
+    let setting = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u32>().expect("a number"));
+    let restarts = setting("BEHAVRY_TEST_RESTARTS").unwrap_or(6) as usize;
+    let every = setting("BEHAVRY_TEST_RATE").map(|rate| Duration::from_secs(1) * CLIENTS as u32 / rate);
     let (a, b) = (holding(&["llama3.2"]).await, holding(&["llama3.2"]).await);
     let config = format!(
         "{READ_ONCE}[health]\nprobe_s = 1\nrest_s = 1\n{}",
@@ -310,11 +314,17 @@ async fn while_a_backend_restarts_no_client_that_has_seen_no_byte_sees_an_error(
     let house = House::with(Plan { config, ..Plan::default() }).await;
     lists_are_read(&house).await;
     let (house, over) = (&house, &AtomicBool::new(false));
-    let client = |_| async move {
+    let began = Instant::now();
+    let client = |n: usize| async move {
         let mut connection = Connection::open(house.public).await;
         let request = Request::post("/api/chat", chat("llama3.2", true)).bearer(&house.token());
+        let mut turns =
+            every.map(|every| tokio::time::interval_at((began + every * n as u32 / CLIENTS as u32).into(), every));
         let (mut whole, mut cut) = (0, 0);
         while !over.load(SeqCst) || whole == 0 {
+            if let Some(turns) = &mut turns {
+                turns.tick().await;
+            }
             connection.send(&request).await;
             let reply = connection.reply(false).await.expect("an answer");
             // A reply that had begun when its backend died ends with an error; one that had not is another backend's.
@@ -324,24 +334,36 @@ async fn while_a_backend_restarts_no_client_that_has_seen_no_byte_sees_an_error(
         (whole, cut)
     };
     let clients = futures::future::join_all((0..CLIENTS).map(client));
-    let restarts = async {
-        for n in 0..RESTARTS {
+    let backend = async {
+        for n in 0..restarts {
             // Each time it has work again.
             a.forget();
             a.wait_for(PATIENCE, |seen| seen.len() >= CLIENTS).await.unwrap_or_else(|_| panic!("restart {n}: no work"));
             a.stop().await;
+            if n % 2 == 1 {
+                b.forget();
+                b.wait_for(PATIENCE, |seen| seen.len() >= CLIENTS)
+                    .await
+                    .unwrap_or_else(|_| panic!("restart {n}: no work"));
+            }
             a.restart().await.expect("its port was kept");
         }
         over.store(true, SeqCst);
     };
-    let (counts, ()) = tokio::join!(clients, restarts);
-    let whole: u64 = counts.iter().map(|(whole, _)| whole).sum();
-    assert!(whole >= (CLIENTS * RESTARTS / 2) as u64, "{whole} whole replies");
+    let (counts, ()) = tokio::join!(clients, backend);
+    let sum = |of: fn(&(u64, u64)) -> u64| counts.iter().map(of).sum::<u64>();
+    let (whole, cut) = (sum(|of| of.0), sum(|of| of.1));
+    assert!(whole >= (CLIENTS * restarts / 2) as u64, "{whole} whole replies");
+    let took = began.elapsed().as_secs_f64();
+    println!(
+        "{restarts} restarts, {:.0} requests a second: {whole} whole replies, {cut} cut after a byte",
+        (whole + cut) as f64 / took
+    );
     // Each request that reached a backend was recorded once, and ended once.
     wait_until_async("the last record", async || {
         let records = house.records();
-        let count = |phase: &str| records.iter().filter(|r| r["extra"]["phase"] == phase).count();
-        (count("request") > 0 && count("request") == count("final")).then_some(())
+        let count = |phase: &str| records.iter().filter(|r| r["extra"]["phase"] == phase).count() as u64;
+        (count("request") == whole + cut && count("final") == whole + cut).then_some(())
     })
     .await;
 }
