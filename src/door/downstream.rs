@@ -197,6 +197,9 @@ impl Downstream {
             return Err(e); // the door writes the error frame
         }
         written?;
+        if self.link.is_spoiled() && !self.link.holds_head() && !out.ended {
+            return Error::e_explain(REFUSED, "the reply was given up, and its client told so");
+        }
         Ok(out.ended)
     }
 

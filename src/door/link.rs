@@ -104,7 +104,7 @@ impl Link {
         self.holds_head.load(SeqCst)
     }
 
-    /// What was held is not to be sent: the exchange has a refusal that is.
+    /// What was held is not to be sent: the exchange has a refusal that is. Of a stream, nothing is sent after what was just said.
     pub fn spoil(&self) {
         self.spoiled.store(true, SeqCst);
     }

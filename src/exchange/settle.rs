@@ -132,6 +132,9 @@ impl Exchange {
             return match refusal.code {
                 Code::BackendTimeout => Outcome::Timeout,
                 Code::BackendUnreachable => Outcome::UpstreamError,
+                Code::BadBackendReply if self.events.as_ref().is_some_and(convert::Events::gave_up) => {
+                    Outcome::UpstreamError
+                }
                 Code::BadBackendReply if ending.broken => Outcome::UpstreamReset,
                 // A reply that was held, so that nothing of it was sent.
                 Code::BadBackendReply if self.fault == Some(Fault::Backend) && self.upstream_status.is_some() => {

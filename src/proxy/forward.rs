@@ -41,7 +41,8 @@ impl Gateway {
         let (Some(lease), Some(body)) = (&exchange.lease, exchange.convertible.clone()) else { return Ok(()) };
         match (lease.backend().lacks_responses(), exchange.conversion.is_some()) {
             (true, false) => {
-                let converted = convert::request(&body, &exchange.request_id, now_s()).map_err(|why| {
+                let converted = convert::request(&body, self.site.filters, &exchange.request_id, now_s());
+                let converted = converted.map_err(|why| {
                     exchange.refusal = Some(match why {
                         convert::Unconvertible::Parameter(name) => Refusal::unsupported_parameter(name),
                         convert::Unconvertible::Invalid(what) => Refusal::invalid_body(what),

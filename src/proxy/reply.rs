@@ -259,34 +259,38 @@ pub(super) fn pass(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
     if exchange.whole.is_some() {
         return pass_whole(exchange, body, end);
     }
-    let exchange: &mut Exchange = exchange;
-    if exchange.mender.is_none() && exchange.hider.is_none() {
+    let facts: &mut Exchange = exchange;
+    if facts.mender.is_none() && facts.hider.is_none() {
         return;
     }
     let mut passed = body.take().unwrap_or_default();
-    if let Some(mender) = &mut exchange.mender {
+    if let Some(mender) = &mut facts.mender {
         passed = mender.pass(passed);
         if end {
             passed = joined(passed, mender.finish());
         }
     }
-    if let Some(hider) = &mut exchange.hider {
+    if let Some(hider) = &mut facts.hider {
         passed = hider.pass(passed);
         if end {
             passed = joined(passed, hider.finish());
         }
     }
-    if let Some(events) = &mut exchange.events {
+    if let Some(events) = &mut facts.events {
         let mut converted = events.pass(&passed, now_s());
         if end {
             converted.extend(events.finish(now_s()));
         }
         passed = converted.into();
     }
-    if end && let Some(words) = say_what_is_missing(exchange) {
+    if end && let Some(words) = say_what_is_missing(facts) {
         passed = joined(passed, words.into());
     }
     *body = Some(passed);
+    if let Some(events) = facts.events.as_ref().filter(|events| events.gave_up()) {
+        facts.refusal = events.failed().map(Refusal::backend_cut);
+        exchange.link.spoil(); // the backend may go on for ever
+    }
 }
 
 /// The backend has said everything: whoever waits for its slot is next, however long this client takes to read.
@@ -307,14 +311,17 @@ fn free_slot(exchange: &mut Exchange) {
 fn say_what_is_missing(exchange: &mut Exchange) -> Option<Vec<u8>> {
     let (meter, mender) = (exchange.meter.as_mut()?, exchange.mender.as_ref()?);
     let usage = meter.finish();
-    if let Some(events) = exchange.events.as_ref().filter(|events| events.has_ended()) {
-        if events.has_failed() && !usage.error_frame && !mender.told_error() {
-            exchange.refusal = Some(Refusal::backend_cut("the answer is longer than limits.reply_buffer_bytes"));
+    let told = usage.error_frame || mender.told_error();
+    match &exchange.events {
+        Some(events) if events.has_ended() => {
+            if let Some(cause) = events.failed().filter(|_| !told) {
+                exchange.refusal = Some(Refusal::backend_cut(cause));
+            }
+            return None;
         }
-        return None;
-    }
-    if usage.terminal || usage.error_frame || mender.told_error() || usage.rendered {
-        return None;
+        Some(_) => {} // whatever came: the client's stream has no end
+        None if usage.terminal || told || usage.rendered => return None,
+        None => {}
     }
     let refusal = Refusal::backend_cut(NO_END);
     let (sse, mid_record) = (mender.is_events(), mender.is_mid_record());
@@ -331,7 +338,7 @@ fn pass_whole(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
         && let Err(too_long) = whole.push(&bytes)
     {
         if facts.converted {
-            facts.refusal = Some(Refusal::backend_cut("the answer is longer than limits.reply_buffer_bytes"));
+            facts.refusal = Some(Refusal::backend_cut(convert::TOO_LONG));
             exchange.link.spoil();
             return;
         }
@@ -344,16 +351,23 @@ fn pass_whole(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
         return;
     }
     let usage = facts.meter.as_mut().map(|meter| meter.finish()).unwrap_or_default();
-    let mut answer = whole.is_answer(&usage).then(|| whole.take());
-    if let Some(conversion) = facts.conversion.take() {
-        answer = answer.and_then(|chat| convert::whole(&conversion, &chat, now_s())).map(Bytes::from);
+    let mut answer = if whole.is_answer(&usage) { Ok(whole.take()) } else { Err(NO_END) };
+    if let (Ok(chat), Some(conversion)) = (&answer, facts.conversion.take()) {
+        answer = match convert::whole(&conversion, chat, whole.limit_bytes(), now_s()) {
+            Ok(response) => Ok(response.into()),
+            Err(convert::NoResponse::NoChat) => Err(NO_END),
+            Err(convert::NoResponse::TooLong) => Err(convert::TOO_LONG),
+        };
     }
-    if let Some(answer) = answer {
-        *body = Some(answer);
-        facts.status = facts.upstream_status;
-    } else {
-        exchange.refusal = Some(Refusal::backend_cut(NO_END));
-        exchange.link.spoil();
+    match answer {
+        Ok(answer) => {
+            *body = Some(answer);
+            facts.status = facts.upstream_status;
+        }
+        Err(cause) => {
+            exchange.refusal = Some(Refusal::backend_cut(cause));
+            exchange.link.spoil();
+        }
     }
 }
 

@@ -16,10 +16,13 @@ mod whole;
 
 pub use events::Events;
 pub use request::{Converted, Unconvertible, request};
-pub use whole::whole;
+pub use whole::{NoResponse, whole};
 
 /// Where a converted request goes.
 pub const TARGET: &str = "/v1/chat/completions";
+
+/// What the audit says of an answer that is longer than is held.
+pub const TOO_LONG: &str = "the answer is longer than limits.reply_buffer_bytes";
 
 /// The first Ollama that has `/v1/responses`.
 pub const SINCE: [u64; 3] = [0, 13, 3];

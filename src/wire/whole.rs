@@ -19,6 +19,10 @@ impl Whole {
         Whole { endpoint, limit_bytes, held: BytesMut::new() }
     }
 
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
     /// The next bytes. `Err`: it became longer than what is held; here is all of it so far, and the rest passes unjudged.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Bytes> {
         self.held.extend_from_slice(bytes);

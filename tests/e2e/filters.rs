@@ -1,6 +1,7 @@
 //! What is changed in a request on its way, and what is refused since it could not be honoured: the simulator sees the bytes, the
 //! audit names the filters.
 
+use behavry_ollama_proxy::simulator::SimulatorOptions;
 use serde_json::{Value, json};
 
 use crate::client::{End, Reply, Request};
@@ -94,6 +95,86 @@ async fn each_filter_is_switched_off_by_its_name() {
     let (_, seen, record) = sent(&house, "/v1/chat/completions", &s4()).await;
     assert!(seen.expect("it arrived").contains(r#", "store" : true"#));
     assert_eq!(record["extra"]["filters"].as_array().expect("a list").len(), 7);
+}
+
+#[tokio::test]
+async fn each_filter_that_is_off_leaves_what_it_cuts_and_the_others_cut() {
+    let pieces = [
+        ("model_prefix", r#""ollama/tiny-story""#),
+        ("prompt_cache_key", r#""prompt_cache_key" : "k""#),
+        ("verbosity", r#""verbosity":"low""#),
+        ("store", r#""store" : true"#),
+        ("service_tier", r#""service_tier":"auto""#),
+        ("cache_control", r#""cache_control" : {"type":"ephemeral"}"#),
+        ("user", r#""user" : "uuu"#),
+        ("max_completion_tokens", r#""max_completion_tokens" : 4"#),
+    ];
+    for (off, _) in pieces {
+        let house = with_config(&format!("[filters]\n{off} = false\n")).await;
+        let (_, seen, record) = sent(&house, "/v1/chat/completions", &s4()).await;
+        let seen = seen.expect("it arrived");
+        for (name, piece) in pieces {
+            assert_eq!(seen.contains(piece), name == off, "{off} is off: {piece}");
+        }
+        let others: Vec<&str> = pieces.iter().map(|(name, _)| *name).filter(|name| *name != off).collect();
+        assert_eq!(record["extra"]["filters"], json!(others), "{off} is off");
+    }
+    let house = with_config("[streaming]\ninclude_usage = false\n").await;
+    let body = r#"{"model":"tiny-story","stream":true,"prompt":"hi"}"#;
+    let (reply, seen, record) = sent(&house, "/v1/completions", body).await;
+    assert_eq!((reply.status, seen.as_deref(), &record["extra"]["filters"]), (200, Some(body), &json!([])));
+    assert_eq!(record["extra"]["output_tokens"], Value::Null, "nobody asked");
+}
+
+/// Everything at once that may happen to a request of `/v1/responses` on its way to an Ollama that has no such route.
+#[tokio::test]
+async fn a_converted_request_is_decoded_filtered_given_its_alias_and_leaves_out_what_was_cut() {
+    let simulator = SimulatorOptions { ollama_version: "0.12.6".to_owned(), ..SimulatorOptions::for_tests() };
+    // What is pinned is an option of the native routes, and stays out of the others.
+    let config =
+        "[[model]]\nname = \"fast\"\nalias = \"tiny-tools\"\n[[model]]\nname = \"tiny-tools\"\nnum_ctx = 8192\n";
+    let house = House::with(Plan { simulator, config: config.to_owned(), ..Plan::default() }).await;
+    let body = r#"{ "model" : "ollama/fast", "input":[{"role":"user","content":[{"type":"input_text","text":"store, \u00fc","cache_control":{"type":"ephemeral"}}]}],
+        "store":true, "prompt_cache_key":"k", "service_tier":"auto", "text":{"verbosity":"low"}, "user":"USER", "include":["x"], "max_output_tokens" : 3,
+        "tools":[ {"type":"web_search"}, {"type":"function","name":"f","parameters":{"properties":{"store":{}} } } ], "stream":STREAM }"#;
+    for stream in [true, false] {
+        let body = body.replace("USER", &"u".repeat(65)).replace("STREAM", &stream.to_string());
+        let encoded = ruzstd::encoding::compress_to_vec(body.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
+        let id = format!("all-{stream}");
+        let request = Request::new("POST", "/v1/responses").header("content-encoding", "zstd").body(encoded);
+        let reply = house.send(request.bearer(&house.token()).id(&id)).await;
+        assert_eq!((reply.status, reply.end), (200, End::Whole), "{}", reply.text());
+        assert_eq!(reply.header("x-behavry-model"), Some("tiny-tools"));
+        let seen = house.simulator.seen();
+        let seen = seen.iter().rfind(|seen| seen.header("x-request-id") == Some(id.as_str())).expect("it arrived");
+        let options = if stream { r#","stream":true,"stream_options":{"include_usage":true}"# } else { "" };
+        let wanted = concat!(
+            r#"{"model":"tiny-tools","messages":[{"role":"user","content":"store, \u00fc"}],"tools":[{"type":"function","function":"#,
+            r#"{"name":"f","parameters":{"properties":{"store":{}} }}}],"max_tokens":3"#
+        );
+        assert_eq!(String::from_utf8_lossy(&seen.body), format!("{wanted}{options}}}"));
+        assert_eq!((seen.target.as_str(), seen.header("content-encoding")), ("/v1/chat/completions", None));
+        let record = house.final_of(&id).await;
+        let filters = json!([
+            "model_prefix",
+            "web_tools",
+            "alias",
+            "responses_to_chat",
+            "user",
+            "include",
+            "prompt_cache_key",
+            "verbosity",
+            "store",
+            "service_tier",
+            "cache_control"
+        ]);
+        assert_eq!(record["extra"]["filters"], filters, "{stream}");
+        assert_eq!((&record["extra"]["model"], &record["extra"]["model_raw"]), (&json!("tiny-tools"), &json!("fast")));
+        assert_eq!(
+            (&record["extra"]["output_tokens"], &record["extra"]["finish_reason"]),
+            (&json!(3), &json!("max_output_tokens"))
+        );
+    }
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ mod fleet;
 mod governed;
 mod guesses;
 mod h2_client;
+mod hostile_chats;
 mod kept;
 mod key_rotation;
 mod key_server;

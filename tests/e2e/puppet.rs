@@ -89,6 +89,16 @@ impl Hand {
         self.say(framed).await;
     }
 
+    /// The same where the proxy may have closed the connection.
+    pub async fn try_chunk(&mut self, bytes: &[u8]) {
+        self.try_say([format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()).await;
+    }
+
+    /// The end of a stream.
+    pub async fn end(&mut self) {
+        self.say("0\r\n\r\n").await;
+    }
+
     /// A whole reply in JSON.
     pub async fn answer(&mut self, status: &str, body: &str) {
         let head = format!(

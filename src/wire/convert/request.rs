@@ -1,4 +1,7 @@
 //! The request. The table is bifrost-compat, section 3; each of its rows is a test.
+use std::collections::HashSet;
+
+use super::super::filter::{Filter, Filters};
 use super::raw::{Object, Raw};
 use super::{Reply, text};
 
@@ -24,7 +27,7 @@ pub enum Unconvertible {
 const LEFT_OUT: [&str; 7] = ["include", "truncation", "user", "max_tool_calls", "context_management", "stop", "seed"];
 
 /// Members that are known and need no word.
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 16] = [
     "model",
     "input",
     "instructions",
@@ -41,23 +44,27 @@ const KNOWN: [&str; 18] = [
     "parallel_tool_calls",
     "metadata",
     "safety_identifier",
-    "store",
-    "prompt_cache_key",
 ];
+
+/// Members that chat has too, and that its filters cut.
+const FILTERED: [(&str, Filter); 3] =
+    [("prompt_cache_key", Filter::PromptCacheKey), ("store", Filter::Store), ("service_tier", Filter::ServiceTier)];
 
 fn parameter<T>(name: impl Into<String>) -> Result<T, Unconvertible> {
     Err(Unconvertible::Parameter(name.into()))
 }
 
-/// `body` is one that [`super::super::ask::read`] lets pass. `request_id` is ours, or the caller's.
-pub fn request(body: &[u8], request_id: &str, now_s: u64) -> Result<Converted, Unconvertible> {
+/// `body` is one that [`super::super::ask::read`] lets pass. `filters` are those that are on: what they cut from a chat, they cut here.
+/// `request_id` is ours, or the caller's.
+pub fn request(body: &[u8], filters: Filters, request_id: &str, now_s: u64) -> Result<Converted, Unconvertible> {
     let Some(body) = Raw::read(body).filter(|body| body.is_object()) else {
         return Err(Unconvertible::Invalid("it is no JSON object"));
     };
     let (length, body) = (body.0.len(), &body.object());
-    let mut left_out = Vec::new();
+    let (mut left_out, mut fired) = (Vec::new(), Filters::NONE);
     for (name, value) in body.names() {
-        if value.is_absent() || KNOWN.contains(&name) || name == "service_tier" {
+        let filtered = FILTERED.iter().any(|(known, _)| name == *known) || name == "cache_control";
+        if value.is_absent() || KNOWN.contains(&name) || filtered {
             continue;
         }
         let word = LEFT_OUT.into_iter().find(|known| name == *known).unwrap_or("unknown_members");
@@ -66,7 +73,10 @@ pub fn request(body: &[u8], request_id: &str, now_s: u64) -> Result<Converted, U
         }
     }
     let mut messages = Messages::default();
-    if let Some(instructions) = body.get("instructions").filter(|instructions| instructions.is_text()) {
+    if let Some(instructions) = body.get("instructions") {
+        if !instructions.is_text() {
+            return parameter("instructions");
+        }
         messages.done.push(format!("{{\"role\":\"system\",\"content\":{}}}", instructions.0));
     }
     match body.raw("input") {
@@ -85,7 +95,12 @@ pub fn request(body: &[u8], request_id: &str, now_s: u64) -> Result<Converted, U
         return Err(Unconvertible::Invalid("`input` has no message"));
     }
 
-    let tools = Tools::read(body)?;
+    for member in ["text", "reasoning"] {
+        if body.get(member).is_some_and(|value| !value.is_object()) {
+            return parameter(member);
+        }
+    }
+    let tools = Tools::read(body, filters)?;
     if tools.cut {
         left_out.push("unsupported_tools");
     }
@@ -123,12 +138,41 @@ pub fn request(body: &[u8], request_id: &str, now_s: u64) -> Result<Converted, U
     if let Some(effort) = body.get("reasoning").and_then(|reasoning| reasoning.get("effort")) {
         member("reasoning_effort", effort.0);
     }
+    for (name, filter) in FILTERED {
+        match body.raw(name) {
+            Some(_) if filters.has(filter) => fired.insert(filter),
+            Some(value) => member(name, value.0),
+            None => {}
+        }
+    }
+    match body.get("text").and_then(|text| text.object().raw("verbosity")) {
+        Some(_) if filters.has(Filter::Verbosity) => fired.insert(Filter::Verbosity),
+        Some(value) => member("verbosity", value.0),
+        None => {}
+    }
+    // A message is written anew, without it.
+    if filters.has(Filter::CacheControl) && (is_marked(body) || messages.marked || tools.marked) {
+        fired.insert(Filter::CacheControl);
+    }
     if let Some(stream) = body.get("stream") {
         member("stream", stream.0);
         member("stream_options", "{\"include_usage\":true}");
     }
     chat.push('}');
+    left_out.extend(fired.iter().map(Filter::as_str));
     Ok(Converted { body: chat.into_bytes(), reply: reply(body, request_id, now_s), left_out })
+}
+
+fn is_marked(object: &Object<'_>) -> bool {
+    object.raw("cache_control").is_some()
+}
+
+/// A member that is a text, if it says something; `place` is the object's.
+fn text_of<'a>(object: Raw<'a>, member: &str, place: &str) -> Result<Option<Raw<'a>>, Unconvertible> {
+    match object.get(member) {
+        Some(value) if !value.is_text() => parameter(format!("{place}.{member}")),
+        value => Ok(value),
+    }
 }
 
 /// The chat's messages. Ollama's own converter makes one message of what an assistant thought, said and called.
@@ -137,6 +181,8 @@ struct Messages {
     done: Vec<String>,
     /// An assistant's message that further items may belong to.
     open: Option<Assistant>,
+    /// A `cache_control` was met.
+    marked: bool,
 }
 
 #[derive(Default)]
@@ -172,7 +218,9 @@ impl Messages {
         if !item.is_object() {
             return parameter(format!("input[{at}]"));
         }
-        let kind = item.get("type").and_then(Raw::text);
+        self.marked |= is_marked(&item.object());
+        let place = format!("input[{at}]");
+        let kind = text_of(item, "type", &place)?.and_then(Raw::text);
         match kind.as_deref() {
             Some("message") => self.message(at, item),
             None if item.get("role").is_some() => self.message(at, item),
@@ -184,13 +232,15 @@ impl Messages {
                 Ok(())
             }
             Some("function_call") => {
+                let or_empty = |value: Option<Raw<'_>>| value.map_or("\"\"".to_owned(), |value| value.0.to_owned());
+                let id = or_empty(text_of(item, "call_id", &place)?.or(text_of(item, "id", &place)?));
+                let name = or_empty(text_of(item, "name", &place)?);
+                // Ollama takes no empty text for arguments.
+                let arguments = item.get("arguments").map_or("\"{}\"", |arguments| arguments.0);
                 let open = self.open.get_or_insert_default();
-                let (index, raw) = (open.calls.len(), |name| item.get(name).map_or("\"\"", |value: Raw<'_>| value.0));
-                let id = item.get("call_id").or(item.get("id")).map_or("\"\"", |id| id.0);
+                let index = open.calls.len();
                 open.calls.push(format!(
-                    "{{\"index\":{index},\"id\":{id},\"type\":\"function\",\"function\":{{\"name\":{},\"arguments\":{}}}}}",
-                    raw("name"),
-                    raw("arguments"),
+                    "{{\"index\":{index},\"id\":{id},\"type\":\"function\",\"function\":{{\"name\":{name},\"arguments\":{arguments}}}}}"
                 ));
                 Ok(())
             }
@@ -200,14 +250,15 @@ impl Messages {
                     None => "\"\"".to_owned(),
                     Some(output) if output.is_text() => output.0.to_owned(),
                     Some(output) => {
-                        let content = Content::read(output, &format!("input[{at}].output"))?;
+                        let content = Content::read(output, &format!("{place}.output"))?;
+                        self.marked |= content.marked;
                         if let Some(image) = content.images.first() {
                             return parameter(image.place.clone());
                         }
                         content.text
                     }
                 };
-                let id = item.get("call_id").map_or("\"\"", |id| id.0);
+                let id = text_of(item, "call_id", &place)?.map_or("\"\"", |id| id.0);
                 self.done.push(format!("{{\"role\":\"tool\",\"tool_call_id\":{id},\"content\":{said}}}"));
                 Ok(())
             }
@@ -226,7 +277,11 @@ impl Messages {
         let content = match item.get("content") {
             None => "\"\"".to_owned(),
             Some(content) if content.is_text() => content.0.to_owned(),
-            Some(content) => Content::read(content, &format!("input[{at}].content"))?.json(),
+            Some(content) => {
+                let content = Content::read(content, &format!("input[{at}].content"))?;
+                self.marked |= content.marked;
+                content.json()
+            }
         };
         if role == "assistant" {
             if self.open.as_ref().is_some_and(|open| open.content.is_some() || !open.calls.is_empty()) {
@@ -260,6 +315,8 @@ struct Content {
     /// All texts, joined, as JSON.
     text: String,
     images: Vec<Image>,
+    /// A `cache_control` was met.
+    marked: bool,
 }
 
 struct Image {
@@ -273,34 +330,38 @@ impl Content {
         if !content.is_array() {
             return parameter(place);
         }
-        let (mut texts, mut images) = (Vec::new(), Vec::new());
+        let (mut texts, mut images, mut marked) = (Vec::new(), Vec::new(), false);
         for (at, part) in content.items().into_iter().enumerate() {
+            marked |= is_marked(&part.object());
+            let here = format!("{place}[{at}]");
             let kind = part.get("type").and_then(Raw::text);
             match kind.as_deref() {
-                Some("input_text" | "output_text" | "text" | "summary_text") => texts.extend(part.get("text")),
-                Some("refusal") => texts.extend(part.get("refusal")),
+                Some("input_text" | "output_text" | "text" | "summary_text") => {
+                    texts.extend(text_of(part, "text", &here)?);
+                }
+                Some("refusal") => texts.extend(text_of(part, "refusal", &here)?),
                 Some("input_image") => {
                     let url = part.get("image_url");
                     let Some(url) = url.filter(|url| url.text().is_some_and(|url| url.starts_with("data:"))) else {
                         let member = if url.is_some() { "image_url" } else { "file_id" };
-                        return parameter(format!("{place}[{at}].{member}"));
+                        return parameter(format!("{here}.{member}"));
                     };
                     let detail = part.get("detail").map_or(String::new(), |detail| format!(",\"detail\":{}", detail.0));
                     images.push(Image {
-                        place: format!("{place}[{at}].type"),
+                        place: format!("{here}.type"),
                         json: format!("{{\"type\":\"image_url\",\"image_url\":{{\"url\":{}{detail}}}}}", url.0),
                     });
                 }
-                _ => return parameter(format!("{place}[{at}].type")),
+                _ => return parameter(format!("{here}.type")),
             }
         }
         let text = match texts[..] {
             [] => "\"\"".to_owned(),
             // As it was written.
-            [one] if one.is_text() => one.0.to_owned(),
+            [one] => one.0.to_owned(),
             _ => text(&texts.iter().filter_map(|text| text.text()).collect::<String>()),
         };
-        Ok(Content { text, images })
+        Ok(Content { text, images, marked })
     }
 
     fn json(self) -> String {
@@ -319,11 +380,18 @@ struct Tools {
     choice: Option<String>,
     /// Some were of a type that Ollama does not have.
     cut: bool,
+    /// A `cache_control` was met.
+    marked: bool,
 }
 
 impl Tools {
-    fn read(body: &Object<'_>) -> Result<Tools, Unconvertible> {
-        let all = body.get("tools").map(Raw::items).unwrap_or_default();
+    fn read(body: &Object<'_>, filters: Filters) -> Result<Tools, Unconvertible> {
+        let all = body.get("tools");
+        if all.is_some_and(|tools| !tools.is_array()) {
+            return parameter("tools");
+        }
+        let all = all.map(Raw::items).unwrap_or_default();
+        let marked = all.iter().any(|tool| is_marked(&tool.object()));
         let is_function = |tool: &Raw<'_>| tool.says("type").as_deref() == Some("function");
         let mut functions: Vec<Raw<'_>> = all.iter().copied().filter(is_function).collect();
         let cut = functions.len() < all.len();
@@ -341,7 +409,7 @@ impl Tools {
                 }
                 (None, Some("allowed_tools")) => {
                     let allowed = asked.get("tools").map(Raw::items).unwrap_or_default();
-                    let allowed: Vec<_> =
+                    let allowed: HashSet<_> =
                         allowed.iter().filter(|it| is_function(it)).map(|it| it.says("name")).collect();
                     functions.retain(|tool| allowed.contains(&tool.says("name")));
                     let mode = asked.says("mode").filter(|mode| mode == "required");
@@ -356,7 +424,9 @@ impl Tools {
         let sent: Vec<String> = functions
             .iter()
             .map(|tool| {
-                let inner = tool.members().into_iter().filter(|(name, _)| name != "type" && name != "cache_control");
+                let inner = tool.members().into_iter().filter(|(name, _)| {
+                    name != "type" && !(name == "cache_control" && filters.has(Filter::CacheControl))
+                });
                 let inner: Vec<String> = inner.map(|(name, value)| format!("{}:{}", text(&name), value.0)).collect();
                 format!("{{\"type\":\"function\",\"function\":{{{}}}}}", inner.join(","))
             })
@@ -364,7 +434,7 @@ impl Tools {
         if sent.is_empty() {
             choice = None;
         }
-        Ok(Tools { sent, choice, cut })
+        Ok(Tools { sent, choice, cut, marked })
     }
 }
 

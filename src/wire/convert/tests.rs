@@ -1,8 +1,10 @@
 use super::*;
 use crate::wire::frames::Framing;
 use crate::wire::mend::Mender;
-use crate::wire::{AskError, Endpoint, Meter, ask};
+use crate::wire::{AskError, Endpoint, Filter, Filters, Meter, ask};
 use serde_json::{Value, json};
+
+mod hostile;
 
 const NOW: u64 = 1_787_360_530;
 
@@ -26,8 +28,12 @@ fn cases() -> Vec<Value> {
     cases
 }
 
+fn all() -> Filters {
+    Filter::ALL.into_iter().collect()
+}
+
 fn converted(body: &str) -> Converted {
-    request(body.as_bytes(), "req-1", NOW).unwrap_or_else(|why| panic!("{why:?}"))
+    request(body.as_bytes(), all(), "req-1", NOW).unwrap_or_else(|why| panic!("{why:?}"))
 }
 
 fn sent(body: &str) -> String {
@@ -35,7 +41,7 @@ fn sent(body: &str) -> String {
 }
 
 fn refused(body: &str) -> String {
-    match request(body.as_bytes(), "req-1", NOW) {
+    match request(body.as_bytes(), all(), "req-1", NOW) {
         Err(Unconvertible::Parameter(name)) => name,
         Err(Unconvertible::Invalid(what)) => what.to_owned(),
         Ok(_) => panic!("{body} was converted"),
@@ -55,7 +61,7 @@ fn each_recorded_request_becomes_the_chat_that_the_table_says() {
             assert_eq!(json!(param), case["refused"], "{name}");
             continue;
         }
-        match request(body.as_bytes(), "req-1", NOW) {
+        match request(body.as_bytes(), all(), "req-1", NOW) {
             Ok(converted) if case["sent"].is_object() => {
                 seen += 1;
                 let sent: Value = serde_json::from_slice(&converted.body).expect("JSON");
@@ -171,7 +177,8 @@ fn case(name: &str) -> Value {
 
 fn whole_of(name: &str) -> Value {
     let case = case(name);
-    let made = whole(&reply_for(&case["request"]), backend(&case).as_bytes(), NOW).unwrap_or_else(|| panic!("{name}"));
+    let made = whole(&reply_for(&case["request"]), backend(&case).as_bytes(), 1 << 20, NOW)
+        .unwrap_or_else(|e| panic!("{name}: {e:?}"));
     serde_json::from_slice(&made).expect("JSON")
 }
 
@@ -292,7 +299,8 @@ fn a_whole_reply_drops_nothing_and_has_its_status() {
         assert_eq!(response["usage"], usage);
         assert_eq!((&response["object"], &response["id"]), (&json!("response"), &json!("resp_req-1")));
     }
-    assert!(whole(&reply_for(&json!({ "model": "m", "input": "x" })), b"{\"a\":1}", NOW).is_none());
+    let chat = whole(&reply_for(&json!({ "model": "m", "input": "x" })), b"{\"a\":1}", 1 << 20, NOW);
+    assert_eq!(chat, Err(NoResponse::NoChat));
 }
 
 #[test]
@@ -533,7 +541,7 @@ fn an_answer_beyond_the_bound_fails_and_is_held_no_longer() {
     out.extend(events.finish(NOW));
     let all = checked("long", std::str::from_utf8(&out).unwrap());
     assert_eq!(all.last().unwrap()["type"], "response.failed");
-    assert!(events.has_ended() && events.has_failed());
+    assert!(events.has_ended() && events.failed().is_some());
     assert!(out.len() < 10_000, "nothing is said after that");
     // One endless record is bounded as well.
     let mut events = Events::new(reply(), 1000);
@@ -541,7 +549,7 @@ fn an_answer_beyond_the_bound_fails_and_is_held_no_longer() {
     for _ in 0..100 {
         out.extend(events.pass(&[b'x'; 100], NOW));
     }
-    assert!(events.has_failed());
+    assert!(events.failed().is_some());
     checked("endless", std::str::from_utf8(&out).unwrap());
 }
 
