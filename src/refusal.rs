@@ -174,6 +174,15 @@ impl Refusal {
         )
     }
 
+    /// The backend's Ollama is older than `since`, which brought the route.
+    pub fn route_of_a_newer_ollama(path: &str, since: &str) -> Refusal {
+        Refusal::new(
+            Code::UnknownRoute,
+            format!("The Ollama behind this proxy has no {path}: it needs Ollama {since} or later. Upgrade it, or use a route that it has."),
+        )
+        .because("the backend's Ollama is too old for the route")
+    }
+
     pub fn method_not_allowed(allow: &'static str) -> Refusal {
         let mut refusal =
             Refusal::new(Code::MethodNotAllowed, format!("This path does not take that method. It takes {allow}."));

@@ -123,6 +123,20 @@ impl Endpoint {
         }
     }
 
+    /// The Ollama that brought a route of inference. `None`: no Ollama is older.
+    pub fn since(self) -> Option<&'static str> {
+        use Endpoint::*;
+        match self {
+            Chat => Some("0.1.14"),
+            ChatCompletions => Some("0.1.24"),
+            Completions => Some("0.2.0"),
+            Embed | OpenAiEmbeddings => Some("0.2.6"),
+            Responses => Some("0.13.3"),
+            Messages => Some("0.14.0"),
+            _ => None,
+        }
+    }
+
     /// A short name for metric labels and logs: a closed set.
     pub fn as_str(self) -> &'static str {
         use Endpoint::*;

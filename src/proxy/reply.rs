@@ -42,7 +42,7 @@ impl Gateway {
         if head.status.is_informational() && head.status != 101 {
             return Ok(()); // the door drops it
         }
-        self.ask_again_if_unknown(exchange, head)?;
+        self.judge_unknown_route(exchange, head)?;
         exchange.upstream_status = Some(head.status.as_u16());
         let kind = match judge(exchange, head) {
             Ok(kind) => {
@@ -135,18 +135,31 @@ impl Gateway {
         if self.go_elsewhere(exchange, failed) { begin_anew() } else { Ok(()) }
     }
 
-    /// The plain 404 of Go's router for `/v1/responses`: an Ollama that is too old for it. Nothing was said to the client, so the request
-    /// is sent once more, converted.
-    fn ask_again_if_unknown(&self, exchange: &Ticket, head: &ResponseHeader) -> Result<()> {
+    /// The plain 404 of Go's router for a route of inference: an Ollama that is too old for it. Nothing was said to the client, so
+    /// `/v1/responses` is sent once more, converted. Any other is another backend's chance, and then a refusal that says which
+    /// version it needs, in the caller's dialect.
+    fn judge_unknown_route(&self, exchange: &mut Ticket, head: &ResponseHeader) -> Result<()> {
         let content_type = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let is_unknown = head.status == 404 && content_type.is_some_and(|it| it.starts_with("text/plain"));
-        if !is_unknown || exchange.convertible.is_none() || exchange.conversion.is_some() {
-            return Ok(());
+        let Some(endpoint) = exchange.endpoint().filter(|_| is_unknown) else { return Ok(()) };
+        let (asked, path) = match (&exchange.conversion, &exchange.target) {
+            (Some(_), _) => (Endpoint::ChatCompletions, convert::TARGET.to_owned()),
+            (None, Some(target)) => (endpoint, target.to_string()),
+            (None, None) => return Ok(()),
+        };
+        if asked == Endpoint::Responses && exchange.convertible.is_some() {
+            if let Some(lease) = &exchange.lease {
+                lease.backend().note_without_responses();
+            }
+            return Error::e_explain(AGAIN, "the backend has no such route").map_err(|e: Box<Error>| e.into_up());
         }
-        if let Some(lease) = &exchange.lease {
-            lease.backend().note_without_responses();
+        let Some(since) = asked.since() else { return Ok(()) };
+        if self.go_elsewhere(exchange, Failed::Absent) {
+            return begin_anew();
         }
-        Error::e_explain(AGAIN, "the backend has no such route").map_err(|e: Box<Error>| e.into_up())
+        exchange.upstream_status = Some(head.status.as_u16());
+        exchange.refusal = Some(Refusal::route_of_a_newer_ollama(&path, since));
+        Error::e_explain(REFUSED, "the backend has no such route").map_err(|e: Box<Error>| e.into_up())
     }
 
     fn clean(&self, exchange: &Exchange, head: &mut ResponseHeader) -> Result<()> {

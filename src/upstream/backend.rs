@@ -116,11 +116,16 @@ impl Backend {
         *self.without_responses.lock() = Some(Instant::now());
     }
 
-    /// Whether it is known to have no `/v1/responses`: it said so lately, or its version is too old.
+    /// Whether it is known to have no `/v1/responses`: it said so lately, and no version that has it was read since, or its version is
+    /// too old.
     pub fn lacks_responses(&self) -> bool {
-        let said_so = self.without_responses.lock().is_some_and(|at| at.elapsed() < LACKING_FOR);
-        let is_native = || self.catalogue.known().version.as_deref().and_then(convert::is_native);
-        said_so || is_native() == Some(false)
+        let known = self.catalogue.known();
+        let by_version = known.version.as_deref().and_then(convert::is_native);
+        let holds = |at: Instant| {
+            let since_then = by_version == Some(true) && known.version_read.is_some_and(|read| read > at);
+            at.elapsed() < LACKING_FOR && !since_then
+        };
+        self.without_responses.lock().is_some_and(holds) || by_version == Some(false)
     }
 
     /// Whether the configuration lets it serve the model.

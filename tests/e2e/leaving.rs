@@ -47,6 +47,8 @@ fn stages() -> Vec<Stage> {
         stage("in a stall", "/api/generate", prompt("fault-stalls-mid-stream-2"), true),
         stage("in a stall of events", "/v1/completions", prompt("fault-stalls-mid-stream-2"), true),
         stage("in full flow", "/api/chat", chat("tiny-loop", json!({})), true),
+        stage("in a response", "/v1/responses", json!({ "model": "tiny-slow", "input": "hi", "stream": true }), true),
+        stage("in a message", "/v1/messages", chat("tiny-slow", json!({ "stream": true, "max_tokens": 1000 })), true),
         // Held until it is whole, so that nothing of it is seen.
         stage("in half a reply", "/api/chat", chat("fault-stalls-mid-stream", json!({ "stream": false })), false),
     ]
@@ -74,7 +76,9 @@ async fn leave(house: &House, stage: &Stage, id: &str, manner: Manner) -> Instan
     if stage.answered {
         while client.more().await {}
         let rest = String::from_utf8_lossy(&client.unread).into_owned();
-        assert!(!rest.contains("\"done\":true") && !rest.contains("[DONE]"), "{}", stage.name);
+        for end in ["\"done\":true", "[DONE]", "response.completed", "message_stop"] {
+            assert!(!rest.contains(end), "{}", stage.name);
+        }
     } else {
         assert!(client.reply(false).await.is_none(), "{}: a reply after all", stage.name);
     }
@@ -116,6 +120,63 @@ async fn a_client_that_leaves_cancels_the_backends_work_at_every_stage() {
     let began = Instant::now();
     while !house.metrics().await.contains("\nbehavry_ollama_requests_in_flight 0\n") {
         assert!(began.elapsed() < PATIENCE, "a request is still in flight");
+    }
+}
+
+/// An Ollama without `/v1/responses`, which computes one thing at once: whoever leaves makes room for the next.
+#[tokio::test]
+async fn a_client_that_leaves_a_converted_response_cancels_it_and_its_slot_is_free() {
+    let options = SimulatorOptions { ollama_version: "0.12.6".to_owned(), ..SimulatorOptions::for_tests() };
+    let simulator = behavry_ollama_proxy::simulator::Simulator::start(options).await.expect("it listens");
+    let config = format!("[[backend]]\nurl = \"{}\"\nslots = 1\n", simulator.url());
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    let ask = |model: &str, stream: bool| json!({ "model": model, "input": "hi", "stream": stream });
+    let request = |id: &str, body| Request::post("/v1/responses", body).bearer(&house.token()).id(id);
+    // From then on it is not asked first.
+    assert_eq!(house.send(request("first", ask("tiny-story", false))).await.status, 200);
+    for manner in [Manner::Closes, Manner::Resets, Manner::HalfCloses] {
+        for (name, body, answered) in [
+            ("in full flow", ask("tiny-loop", true), true),
+            ("between events", ask("tiny-slow", true), true),
+            ("in a stall", ask("fault-stalls-mid-stream-2", true), true),
+            ("in half a reply", ask("fault-stalls-mid-stream", false), false),
+        ] {
+            let id = format!("{manner:?}-{}", name.replace(' ', "-"));
+            let mut client = Connection::open(house.public).await;
+            client.send(&request(&id, body)).await;
+            if answered {
+                assert_eq!(client.head().await.expect("a head").0, 200, "{id}");
+            }
+            let arrived = |seen: &[Seen]| find(seen, &id).is_some_and(|seen| seen.body_whole);
+            simulator.wait_for(PATIENCE, arrived).await.expect("the request arrives");
+            match manner {
+                Manner::Closes => drop(client),
+                Manner::Resets => {
+                    client.stream.set_zero_linger().expect("a socket");
+                    drop(client);
+                }
+                Manner::HalfCloses => {
+                    client.stream.shutdown().await.expect("the connection is open");
+                    while client.more().await {}
+                    assert!(!String::from_utf8_lossy(&client.unread).contains("response.completed"), "{id}");
+                }
+            }
+            let over = |seen: &[Seen]| find(seen, &id).is_some_and(|seen| seen.ended_how.is_some());
+            let seen = simulator.wait_for(PATIENCE, over).await.expect("the backend's work ends");
+            let seen = find(&seen, &id).expect("it was just there");
+            assert_eq!(
+                (seen.target.as_str(), seen.ended_how),
+                ("/v1/chat/completions", Some(Ending::ClientGone)),
+                "{id}"
+            );
+            let record = house.final_of(&id).await;
+            assert_eq!(record["extra"]["outcome"], "client_abort", "{id}");
+            for name in ["input_tokens", "output_tokens", "finish_reason"] {
+                assert_eq!(record["extra"][name], Value::Null, "{id}: {name}");
+            }
+            let next = house.send(request(&format!("{id}-next"), ask("tiny-story", false))).await;
+            assert_eq!(next.status, 200, "{id}: the slot is free again");
+        }
     }
 }
 

@@ -52,3 +52,4 @@ mod smuggling;
 mod streaming;
 mod syslog;
 mod syslog_receiver;
+mod versions;

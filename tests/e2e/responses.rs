@@ -4,6 +4,7 @@ use behavry_ollama_proxy::simulator::SimulatorOptions;
 use serde_json::{Value, json};
 
 use crate::client::{Connection, End, Request};
+use crate::h2_client::H2;
 use crate::house::{House, Plan};
 use crate::puppet::Puppet;
 
@@ -174,6 +175,48 @@ async fn an_old_ollamas_own_errors_pass_and_its_failures_are_told() {
         if id != "hidden" {
             let reply = house.post("/v1/responses", ask(model, json!({}))).await;
             assert_eq!((reply.status, reply.code()), (502, "bad_backend_reply".to_owned()), "{id}");
+        }
+    }
+}
+
+/// A client that knows no chunks, and one that has frames of its own.
+#[tokio::test]
+async fn a_converted_answer_is_whole_over_http_2_and_over_http_1_0() {
+    let house = house("0.12.6").await;
+    assert_eq!(house.post("/v1/responses", ask("tiny-story", json!({}))).await.status, 200);
+    let mut h2 = H2::open(house.public).await;
+    for stream in [true, false] {
+        let body = ask("tiny-story", json!({ "stream": stream }));
+        let id = format!("h2-{stream}");
+        let over_2 = h2.send(&Request::post("/v1/responses", body.clone()).bearer(&house.token()).id(&id)).await;
+        assert_eq!((over_2.status, over_2.end), (200, End::Whole), "{stream}");
+        let head = format!(
+            "POST /v1/responses HTTP/1.0\r\nAuthorization: Bearer {}\r\nx-request-id: old-{stream}\r\n",
+            house.token()
+        );
+        let body = body.to_string();
+        let mut old = Connection::open(house.public).await;
+        old.write(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
+        let over_1_0 = old.reply(false).await.expect("a reply");
+        assert_eq!((over_1_0.status, over_1_0.end), (200, End::Whole), "{stream}");
+        assert_eq!(over_1_0.header("transfer-encoding"), None, "{stream}");
+        assert_eq!(over_1_0.header("content-length").is_some(), !stream, "{stream}");
+        assert!(!old.more().await, "{stream}: the connection ends with the reply");
+        for (id, reply) in [(&id, &over_2), (&format!("old-{stream}"), &over_1_0)] {
+            let response = if stream {
+                let events = events(&reply.text());
+                assert!(events.iter().enumerate().all(|(number, event)| event["sequence_number"] == number), "{id}");
+                let last = events.last().expect("events");
+                assert_eq!(last["type"], "response.completed", "{id}");
+                last["response"].clone()
+            } else {
+                assert_eq!(reply.header("content-length"), Some(reply.body.len().to_string().as_str()), "{id}");
+                reply.json()
+            };
+            assert_eq!((&response["id"], &response["status"]), (&json!(format!("resp_{id}")), &json!("completed")));
+            let record = house.final_of(id).await;
+            assert_eq!(record["extra"]["output_tokens"], response["usage"]["output_tokens"], "{id}");
+            assert_eq!(record["extra"]["bytes_out"], reply.body.len(), "{id}");
         }
     }
 }
