@@ -373,6 +373,13 @@ impl Config {
                 "raise the first or lower the second",
             );
         }
+        if !self.streaming.shield_load.is_zero() && self.catalogue.refresh.is_zero() {
+            return odds(
+                "streaming.shield_load_s, catalogue.refresh_s",
+                "nobody asks the backends what is loaded, so no load can be told from an answer".to_owned(),
+                "set the second above 0, or the first to 0",
+            );
+        }
         self.identity.check()
     }
 }

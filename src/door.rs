@@ -10,7 +10,8 @@
 //! - [`chunks`]: a chunked body's framing, judged as it comes.
 //! - [`link`]: what door and hooks say to each other: the exchange, the body to replay, a cut.
 //! - [`downstream`]: the session that `HttpProxy` sees.
-//! - [`outgoing`]: what is still to be written, bounded.
+//! - [`leaver`]: a client that left before its reply began, and what its backend is told.
+//! - [`outgoing`]: what is still to be written, bounded; [`readers`]: who reads it too slowly.
 //! - [`finish`]: the end of a reply: error frame, 500, lingering close.
 //!
 //! It leans on these parts of Pingora 0.9.1, which its documentation hides, and `tests/` holds each: the trait
@@ -36,11 +37,15 @@ mod chunks;
 mod downstream;
 mod finish;
 mod head;
+mod leaver;
 mod link;
 mod outgoing;
+mod readers;
 
+pub use leaver::Shield;
 pub use link::{Link, Ticket};
 pub use outgoing::{AGAIN, CUT, REFUSED, SLOW_READER};
+pub use readers::Readers;
 
 use self::chunks::Judged;
 use self::downstream::Downstream;
@@ -58,13 +63,8 @@ pub struct DoorSettings {
     pub head_bytes: usize,
     /// A connection without a request is closed after this.
     pub keepalive: Duration,
-    /// What a slow reader may leave unsent before its stream is cut.
-    pub reply_buffer_bytes: usize,
-    /// A reader with unsent data that takes less than `stall_floor_bytes` in `stall` is cut.
-    pub stall: Duration,
-    pub stall_floor_bytes: usize,
-    /// How long a request that was just sent is left alone when its client leaves.
-    pub cancel_grace: Duration,
+    pub readers: Readers,
+    pub shield: Shield,
     /// How long a connection that is closed with unread bytes is still read.
     pub linger: Duration,
 }

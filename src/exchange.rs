@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::identity::Caller;
-use crate::intake::Held;
 use crate::ledger::metrics::InFlight;
 use crate::ledger::{Receipt, Way};
+use crate::memory::Held;
 use crate::policy::Permit;
 use crate::refusal::Refusal;
 use crate::snapshot::Snapshot;
@@ -150,6 +150,15 @@ pub struct PolicyWord {
     pub policy_id: String,
     pub reason: String,
     pub revision: String,
+}
+
+/// What the backend of a client that left before its reply began was spared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing, or only the first moment after its request was sent.
+    AtOnce,
+    /// It may load the model to the end.
+    Shielded,
 }
 
 /// Whose fault an error was, as Pingora saw it.

@@ -1,13 +1,12 @@
 //! The request body: read before a backend is chosen, bounded in size, time and memory, and given to the door for replay.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use pingora::ErrorType;
 use pingora_proxy::Session;
 
+use crate::memory::{Full, Held, Memory};
 use crate::refusal::Refusal;
 use zstd::{Decoder, Undecodable};
 
@@ -33,14 +32,8 @@ pub struct Intake {
     pub limit_bytes: usize,
     /// Longest silence of a client that sends a body.
     pub idle: Duration,
+    /// That all bodies together may take.
     pub memory: Memory,
-}
-
-/// The memory that all bodies together may take. A clone is the same memory.
-#[derive(Clone)]
-pub struct Memory {
-    limit_bytes: usize,
-    held_bytes: Arc<AtomicUsize>,
 }
 
 /// Why a body was not read.
@@ -56,37 +49,14 @@ impl From<Refusal> for Unread {
     }
 }
 
-/// One body's share, given back on drop.
-pub struct Held {
-    memory: Memory,
-    bytes: usize,
-}
-
-impl Memory {
-    pub fn new(limit_bytes: usize) -> Memory {
-        Memory { limit_bytes, held_bytes: Arc::default() }
-    }
-
-    fn share(&self) -> Held {
-        Held { memory: self.clone(), bytes: 0 }
+impl From<Full> for Unread {
+    fn from(full: Full) -> Unread {
+        Unread::Refused(no_room(full))
     }
 }
 
-impl Held {
-    fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let held = self.memory.held_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        if held + bytes > self.memory.limit_bytes {
-            return Err(Refusal::queue_full("request bodies take all the memory they may"));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.memory.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
+fn no_room(_: Full) -> Refusal {
+    Refusal::queue_full("request bodies take all the memory they may")
 }
 
 impl Intake {
@@ -154,7 +124,7 @@ impl Intake {
                         Refusal::invalid_body(format!("it is not zstd as it should be: {what}"))
                     }
                 })?;
-                held.grow(decoder.decoded_bytes() - held.bytes)?;
+                held.fit(decoder.decoded_bytes()).map_err(no_room)?;
                 if !more {
                     return Ok((decoder.finish(), held));
                 }

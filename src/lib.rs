@@ -21,6 +21,7 @@ pub mod proxy;
 pub mod control_plane;
 pub mod exchange;
 pub mod live;
+pub mod memory;
 pub mod models;
 pub mod remote_keys;
 pub mod site;

@@ -2,10 +2,11 @@
 //!
 //! - [`progress`]: what can be seen of one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Waker;
+use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -136,18 +137,28 @@ impl Live {
         }
     }
 
-    /// Those that were sent to a backend, oldest first, at most `most` of them; and how many more there are.
-    pub fn sent(&self, most: usize) -> Sent {
+    /// Those that were allowed and written down, oldest first, at most `most` of them, and how many more there are; and who of all
+    /// waits for a backend.
+    pub fn allowed(&self, most: usize) -> Allowed {
         let mut rows = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let sent = shard.iter().filter(|(_, signal)| signal.progress.has_begun());
-            rows.extend(sent.map(|(id, signal)| (*id, Arc::clone(signal))));
+            let allowed = shard.iter().filter(|(_, signal)| signal.progress.has_begun());
+            rows.extend(allowed.map(|(id, signal)| (*id, Arc::clone(signal))));
         }
         rows.sort_unstable_by_key(|(id, _)| *id);
+        let mut waits: BTreeMap<&str, (usize, Duration)> = BTreeMap::new();
+        for (model, waited) in rows.iter().filter_map(|(_, signal)| signal.progress.waits()) {
+            let (waiting, longest) = waits.entry(model).or_default();
+            *waiting += 1;
+            *longest = waited.max(*longest);
+        }
+        let queues = waits.into_iter();
+        let queues =
+            queues.map(|(model, (waiting, longest))| Queue { model: model.to_owned(), waiting, longest }).collect();
         let more = rows.len().saturating_sub(most);
         rows.truncate(most);
-        Sent { rows, more }
+        Allowed { rows, more, queues }
     }
 
     /// Ends every running exchange whose caller `ends` names, and says how many.
@@ -185,13 +196,23 @@ impl Live {
 }
 
 /// Running exchanges at one moment; serialised as a list of rows.
-pub struct Sent {
+pub struct Allowed {
     rows: Vec<(u64, Arc<Signal>)>,
     /// Beyond those listed.
     pub more: usize,
+    /// By the model's name.
+    pub queues: Vec<Queue>,
 }
 
-impl Serialize for Sent {
+/// Those that wait for a backend for one model.
+pub struct Queue {
+    pub model: String,
+    pub waiting: usize,
+    /// How long the first of them has waited.
+    pub longest: Duration,
+}
+
+impl Serialize for Allowed {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.rows.iter().map(|(id, signal)| Row { id: *id, progress: &signal.progress }))
     }

@@ -19,7 +19,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -92,7 +92,7 @@ impl Operator {
         match path {
             feed::PATH => Answer::Feed,
             "/api/v1/activity" => Answer::whole("application/json", self.board.whole()),
-            "/metrics" => Answer::whole(metrics::CONTENT_TYPE, self.site.ledger.metrics.render()),
+            "/metrics" => Answer::whole(metrics::CONTENT_TYPE, self.metrics()),
             "/livez" => Answer::text(200, "ok\n"),
             "/readyz" if self.site.is_draining() => Answer::text(503, "draining\n"),
             "/readyz" if !self.site.ledger.audit.is_writing() => Answer::text(503, "the audit cannot be written\n"),
@@ -105,6 +105,18 @@ impl Operator {
                 None => Answer::text(404, "unknown route; try /, /metrics, /livez or /readyz\n"),
             },
         }
+    }
+
+    /// What others count for reasons of their own is read when it is asked for.
+    fn metrics(&self) -> String {
+        let metrics = &self.site.ledger.metrics;
+        metrics.memory_held("requests", self.site.intake.memory.held_bytes());
+        metrics.memory_held("replies", self.site.replies.held_bytes());
+        for backend in self.site.pool.backends() {
+            let (own, models) = backend.breakers(Instant::now());
+            metrics.breakers_open(&backend.name, usize::from(own.is_open()) + models.len());
+        }
+        metrics.render()
     }
 
     /// Serves the feed until either side ends it. There is no way back to the connection's next request.

@@ -20,14 +20,15 @@ use self::commands::Commands;
 use self::reload::{Reloader, Seen};
 use crate::config::{self, Config, WebTools};
 use crate::control;
-use crate::door::{Door, DoorSettings};
+use crate::door::{Door, DoorSettings, Readers, Shield};
 use crate::identity::CAUSES;
 use crate::identity::guesses::{GuessSettings, Guesses};
 use crate::identity::places::{PlaceSettings, Places};
-use crate::intake::{Intake, Memory};
+use crate::intake::Intake;
 use crate::ledger::audit::{AuditSettings, Durability};
 use crate::ledger::fold::FoldSettings;
 use crate::ledger::{Ledger, Metrics, Reloaded};
+use crate::memory::Memory;
 use crate::models::Models;
 use crate::operator::{Operator, lookout};
 use crate::proxy::Gateway;
@@ -131,7 +132,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
 
     let gateway = Gateway { site: Arc::clone(&site) };
     let proxy = pingora_proxy::http_proxy(&Arc::new(pingora_conf()), gateway);
-    let door = Door::new(proxy, door_settings(&config), Arc::clone(&site));
+    let door = Door::new(proxy, door_settings(&config, &site), Arc::clone(&site));
     // Each side has its own signal: the operator's pages outlive the drain that they show.
     let (close_public, public_closing) = watch::channel(false);
     let (close_operator, operator_closing) = watch::channel(false);
@@ -204,6 +205,7 @@ pub fn site(
             idle: config.limits.body_idle,
             memory: Memory::new(config.limits.bodies_in_memory_bytes),
         },
+        replies: Memory::new(config.limits.replies_in_memory_bytes),
         routes: RouteSettings { drop_in: config.routes.drop_in },
         models,
         in_flight: config.limits.in_flight as u64,
@@ -251,16 +253,20 @@ fn audit_settings(config: &Config) -> AuditSettings {
     }
 }
 
-fn door_settings(config: &Config) -> DoorSettings {
+fn door_settings(config: &Config, site: &Site) -> DoorSettings {
     let limits = &config.limits;
     DoorSettings {
         head: limits.head_timeout,
         head_bytes: limits.head_bytes,
         keepalive: limits.keepalive,
-        reply_buffer_bytes: limits.reply_buffer_bytes,
-        stall: limits.slow_reader_stall,
-        stall_floor_bytes: limits.slow_reader_floor_bytes,
-        cancel_grace: config.streaming.cancel_grace,
+        readers: Readers {
+            buffer_bytes: limits.reply_buffer_bytes,
+            memory: site.replies.clone(),
+            window: limits.slow_reader_stall,
+            floor_bytes: limits.slow_reader_floor_bytes,
+            blocking_floor_bytes: limits.slow_reader_blocking_floor_bytes,
+        },
+        shield: Shield { grace: config.streaming.cancel_grace, load: config.streaming.shield_load },
         linger: limits.linger,
     }
 }

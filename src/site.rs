@@ -14,6 +14,7 @@ use crate::identity::places::Places;
 use crate::intake::Intake;
 use crate::ledger::Ledger;
 use crate::live::{Cut, Live};
+use crate::memory::Memory;
 use crate::models::Models;
 use crate::remote_keys::RemoteKeys;
 use crate::route::RouteSettings;
@@ -36,6 +37,8 @@ pub struct Site {
     /// For requests of our own to a backend.
     pub client: Client,
     pub intake: Intake,
+    /// That what slow readers have not taken may take, of all replies together.
+    pub replies: Memory,
     pub routes: RouteSettings,
     /// Aliases, fallbacks and settings of models.
     pub models: Models,

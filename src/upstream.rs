@@ -306,6 +306,11 @@ impl Lease {
         self.reason
     }
 
+    /// Whether the backend will have to load the model, as far as is known.
+    pub fn loads(&self) -> bool {
+        self.slot.as_ref().is_some_and(Slot::is_cold)
+    }
+
     /// The request is on its way.
     pub fn sent(&self) {
         if let Some(slot) = &self.slot {

@@ -208,11 +208,14 @@ pub struct Limits {
         serialize_with = "values::as_seconds"
     )]
     pub keepalive: Duration,
-    /// Reply bytes held for a client that reads slowly, so that the backend is not slowed; past it the stream is cut
-    /// (`slow_client`). Default 8 MiB, more than a long answer.
+    /// Reply bytes held for a client that reads slowly, so that the backend is done with it at its own speed; past it the backend waits.
+    /// Default 8 MiB, more than a long answer.
     #[serde(deserialize_with = "values::whole::<_, _, 65_536, 0x4000_0000>")]
     pub reply_buffer_bytes: usize,
-    /// A client with unsent bytes that takes fewer than `slow_reader_floor_bytes` in this time is cut. Default 30000
+    /// The same for all clients together, beyond 64 KiB each. Default 512 MiB, 64 such buffers: as much as request bodies may take.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 0x100_0000_0000>")]
+    pub replies_in_memory_bytes: usize,
+    /// A client with unsent bytes that takes fewer than `slow_reader_floor_bytes` in this time is cut (`slow_client`). Default 30000
     /// ms.
     #[serde(
         rename = "slow_reader_stall_ms",
@@ -223,6 +226,10 @@ pub struct Limits {
     /// Default 1024 bytes: slower than any reader that is alive.
     #[serde(deserialize_with = "values::whole::<_, _, 1, 0x4000_0000>")]
     pub slow_reader_floor_bytes: usize,
+    /// The same while its buffer is full: the backend then waits for it, and a model's slot with it. Default 1 MiB, 35 kB a second:
+    /// faster than models write, so that whoever is slower would hold the slot longer and longer.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 0x4000_0000>")]
+    pub slow_reader_blocking_floor_bytes: usize,
     /// After a refusal, how long what the client still sends is read and dropped, so that it can read the reply
     /// (a reset would swallow it). Default 2000 ms.
     #[serde(
@@ -250,8 +257,10 @@ impl Default for Limits {
             connections: 20_000,
             keepalive: Duration::from_secs(60),
             reply_buffer_bytes: 8 * MIB,
+            replies_in_memory_bytes: 512 * MIB,
             slow_reader_stall: Duration::from_millis(30_000),
             slow_reader_floor_bytes: KIB,
+            slow_reader_blocking_floor_bytes: MIB,
             linger: Duration::from_millis(2_000),
             list_bytes: 16 * MIB,
         }
@@ -489,11 +498,20 @@ pub struct Streaming {
         serialize_with = "values::as_millis"
     )]
     pub cancel_grace: Duration,
+    /// How long a backend may go on to load the model of a client that has left, before it is cancelled; the reply's first byte ends it
+    /// sooner. Default 0, it is cancelled as any other: whoever leaves mostly means it, and the slot stays taken meanwhile. Of use
+    /// where clients give up before a load is done, so that it never is (ollama-wire, section 0.5).
+    #[serde(
+        rename = "shield_load_s",
+        deserialize_with = "values::seconds::<_, 0, 3_600>",
+        serialize_with = "values::as_seconds"
+    )]
+    pub shield_load: Duration,
 }
 
 impl Default for Streaming {
     fn default() -> Streaming {
-        Streaming { include_usage: true, cancel_grace: Duration::from_millis(50) }
+        Streaming { include_usage: true, cancel_grace: Duration::from_millis(50), shield_load: Duration::ZERO }
     }
 }
 

@@ -450,6 +450,10 @@ fn settings_that_contradict_each_other_are_refused() {
             "[limits]\nbody_bytes = 1000\nbodies_in_memory_bytes = 999",
             "limits.bodies_in_memory_bytes, limits.body_bytes",
         ),
+        (
+            "[streaming]\nshield_load_s = 300\n[catalogue]\nrefresh_s = 0",
+            "streaming.shield_load_s, catalogue.refresh_s",
+        ),
         ("[identity]\npublic_key_file = \"a\"\njwks_file = \"b\"", "identity.public_key_file, identity.jwks_file"),
         ("[identity]\njwks_file = \"a\"\njwks_url = \"https://keys.example\"", "identity.jwks_file, identity.jwks_url"),
         ("[identity]\ntoken_url = \"https://plane.example/token\"", "identity.token_url"),
@@ -595,8 +599,10 @@ in_flight = 10000
 connections = 20000
 keepalive_s = 60
 reply_buffer_bytes = 8388608
+replies_in_memory_bytes = 536870912
 slow_reader_stall_ms = 30000
 slow_reader_floor_bytes = 1024
+slow_reader_blocking_floor_bytes = 1048576
 linger_ms = 2000
 list_bytes = 16777216
 
@@ -674,6 +680,7 @@ max_completion_tokens = true
 [streaming]
 include_usage = true
 cancel_grace_ms = 50
+shield_load_s = 0
 
 [shutdown]
 drain_s = 30

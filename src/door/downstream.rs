@@ -22,6 +22,7 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 
 use super::DoorSettings;
+use super::leaver::Leaver;
 use super::link::Link;
 use super::outgoing::{Outgoing, REFUSED, cut_error};
 
@@ -47,6 +48,8 @@ pub struct Downstream {
     position: usize,
     /// A head that waits until its body has been judged.
     held_head: Option<Box<ResponseHeader>>,
+    /// The client has left, and Pingora is not told yet.
+    leaver: Option<Leaver>,
 }
 
 impl Drop for Downstream {
@@ -58,7 +61,7 @@ impl Drop for Downstream {
 impl Downstream {
     pub fn new(session: ServerSession, link: Arc<Link>, settings: Arc<DoorSettings>) -> Downstream {
         Downstream {
-            out: Some(Outgoing::new(session)),
+            out: Some(Outgoing::new(session, settings.readers.memory.share())),
             link,
             settings,
             body: None,
@@ -67,6 +70,7 @@ impl Downstream {
             responded: false,
             position: 0,
             held_head: None,
+            leaver: None,
         }
     }
 
@@ -125,7 +129,7 @@ impl Downstream {
         }
         let out = self.out.as_mut().expect("present until dropped");
         out.push(HttpTask::Header(head, end))?;
-        let written = out.flush_to(0, &self.settings, Some(&self.link)).await;
+        let written = out.flush(&self.settings.readers, &self.link).await;
         if let Some(keepalive) = keepalive {
             self.inner_mut().set_keepalive(keepalive);
         }
@@ -192,7 +196,7 @@ impl Downstream {
         if let Some((bytes, end)) = joined.take() {
             out.push(HttpTask::Body(Some(bytes.freeze()), end))?;
         }
-        let written = out.flush_to(self.settings.reply_buffer_bytes, &self.settings, Some(&self.link)).await;
+        let written = out.make_room(&self.settings.readers, &self.link).await;
         if let Some(e) = failed {
             return Err(e); // the door writes the error frame
         }
@@ -201,18 +205,6 @@ impl Downstream {
             return Error::e_explain(REFUSED, "the reply was given up, and its client told so");
         }
         Ok(out.ended)
-    }
-
-    /// The client is gone. A request that was sent only just now is left a moment first, unless its reply has begun: then the
-    /// backend's scheduler has seen it.
-    async fn gone(&self, e: Box<Error>) -> Box<Error> {
-        if *e.etype() != super::outgoing::CUT
-            && !self.responded
-            && let Some(at) = self.link.cancel_not_before(self.settings.cancel_grace)
-        {
-            tokio::time::sleep_until(at.into()).await;
-        }
-        e
     }
 }
 
@@ -275,8 +267,9 @@ impl CustomSession for Downstream {
     /// drives the unsent reply. Cancel-safe: polled afresh every time.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         let replay = self.body.is_some();
+        let idle = replay || no_body_expected;
         let give = replay && !no_body_expected && !self.is_body_done();
-        let Self { out, link, settings, .. } = self;
+        let Self { out, link, settings, leaver, responded, .. } = self;
         let out = out.as_mut().expect("present until dropped");
         let read = poll_fn(|cx| {
             link.signal.register(cx.waker());
@@ -287,18 +280,23 @@ impl CustomSession for Downstream {
                 if let Poll::Ready(Err(e)) = out.poll_out(cx) {
                     return Poll::Ready(Err(e));
                 }
-                out.poll_stall(cx, settings)?;
+                out.poll_slow(cx, &settings.readers, false)?;
             }
             if give && link.flying.load(SeqCst) & 0xff < PIECES_IN_FLIGHT {
                 return Poll::Ready(Ok(None));
             }
-            out.poll_idle(cx, replay || no_body_expected)
+            if leaver.is_none() {
+                match out.poll_idle(cx, idle) {
+                    Poll::Ready(Err(e)) if idle && !*responded => {
+                        *leaver = Some(Leaver::new(e, link, &settings.shield))
+                    }
+                    read => return read,
+                }
+            }
+            let leaver = leaver.as_mut().expect("it has just been put there, or was before");
+            leaver.poll(cx).map(Err)
         })
-        .await;
-        let read = match read {
-            Ok(read) => read,
-            Err(e) => return Err(self.gone(e).await),
-        };
+        .await?;
         if !give {
             return Ok(read);
         }
@@ -334,6 +332,12 @@ impl CustomSession for Downstream {
         // The loop asks for these and for the cut in random order, and what is pushed is sent before the error frame.
         if self.link.signal.take() {
             return Err(cut_error());
+        }
+        let begins = |task: &HttpTask| matches!(task, HttpTask::Header(head, _) if !head.status.is_informational());
+        if let Some(leaver) = &mut self.leaver
+            && tasks.iter().any(begins)
+        {
+            return Err(leaver.error().into_down()); // what was waited for has come, and nobody reads it
         }
         self.write_tasks(tasks).await
     }

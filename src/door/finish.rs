@@ -33,9 +33,9 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
             self.site.ledger.metrics.panicked();
         }
         let Some(mut out) = link.left.lock().take() else {
-            return (None, Ending { panicked, ..Ending::default() });
+            return (None, Ending { panicked, left: link.client_left(), ..Ending::default() });
         };
-        let mut ending = Ending { panicked, cut: link.signal.reason(), ..Ending::default() };
+        let mut ending = Ending { panicked, cut: link.signal.reason(), left: link.client_left(), ..Ending::default() };
         ending.bytes_in = out.session.body_bytes_read() as u64;
         let next = self.complete(link, &mut out, &mut ending).await;
         ending.bytes_out = out.sent_bytes() as u64;
@@ -78,7 +78,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
             ending.status = Some(refusal.status());
             out.session.set_keepalive(None);
             let answer = write_answer(out, &refusal, dialect, &request_id);
-            let _ = timeout(self.settings.stall, answer).await;
+            let _ = timeout(self.settings.readers.window, answer).await;
             return Close::Linger;
         }
         if !out.ended {
@@ -131,7 +131,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
     /// Writes what is left. A client that does not read is given its time; once the exchange is cut, no more than a moment, since a
     /// shutdown waits for it.
     async fn flush(&self, link: &Link, out: &mut Outgoing, cut: Option<Cut>) -> pingora::Result<()> {
-        let flushed = out.flush_to(0, &self.settings, Some(link));
+        let flushed = out.flush(&self.settings.readers, link);
         match cut {
             None => flushed.await,
             Some(_) => timeout(LAST_WORDS, flushed).await.unwrap_or_else(|_| Err(cut_error())),
@@ -172,7 +172,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> Door<P> {
             return None;
         }
         self.site.ledger.metrics.unparsed(reason);
-        let _ = timeout(self.settings.stall, session.respond_error(400)).await;
+        let _ = timeout(self.settings.readers.window, session.respond_error(400)).await;
         None
     }
 }

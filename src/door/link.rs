@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::outgoing::Outgoing;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Left};
 use crate::live::Signal;
 use crate::refusal::Refusal;
 use crate::wire::Dialect;
@@ -35,6 +35,10 @@ pub struct Link {
     spoiled: AtomicBool,
     /// Attempt << 8 | pieces of the request body handed out and not yet written to the backend.
     pub(super) flying: AtomicUsize,
+    /// The request that was sent last makes its backend load the model.
+    loading: AtomicBool,
+    /// The client left before its reply began.
+    client_left: Mutex<Option<Left>>,
     /// Milliseconds after `born` at which the request was last sent to a backend; 0: not yet.
     sent_ms: AtomicU64,
     born: Instant,
@@ -57,6 +61,8 @@ impl Link {
             holds_head: AtomicBool::new(false),
             spoiled: AtomicBool::new(false),
             flying: AtomicUsize::new(0),
+            loading: AtomicBool::new(false),
+            client_left: Mutex::default(),
             sent_ms: AtomicU64::new(0),
             born: Instant::now(),
             left: Mutex::default(),
@@ -123,9 +129,24 @@ impl Link {
         self.answered.load(SeqCst)
     }
 
-    /// A request head is about to be written to a backend.
-    pub fn sent_upstream(&self) {
+    /// A request head is about to be written to a backend. `loading`: it will have to load the model.
+    pub fn sent_upstream(&self, loading: bool) {
+        self.loading.store(loading, SeqCst);
         self.sent_ms.store((self.born.elapsed().as_millis() as u64).max(1), SeqCst);
+    }
+
+    pub(super) fn is_loading(&self) -> bool {
+        self.loading.load(SeqCst)
+    }
+
+    pub(super) fn note_client_left(&self, left: Left) {
+        *self.client_left.lock() = Some(left);
+        self.signal.progress.client_left();
+    }
+
+    /// Whether the client left before its reply began: nobody is there to be answered, by whatever backend.
+    pub fn client_left(&self) -> Option<Left> {
+        *self.client_left.lock()
     }
 
     /// Until when a client's leaving is kept from the backend, if the request was sent only just now: Ollama leaks a handler and a

@@ -1,7 +1,8 @@
 //! The inner session and everything still to be written to it. It outlives what Pingora sees of the session.
 //!
-//! A reader that does not keep up never slows the backend: what it has not taken yet waits here, up to a limit
-//! ([`super::DoorSettings::reply_buffer_bytes`]), and a reader that takes nothing for too long is cut.
+//! What a reader has not taken yet waits here, so that the backend, and its slot, are done as soon as they can be. It is bounded for
+//! each reply and for all together ([`super::Readers`]); past that the backend waits for the reader. One that takes too little while
+//! something waits for it is cut: how little depends on whether the backend waits (`docs/adr/0013-slow-readers.md`).
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -12,10 +13,11 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora::prelude::*;
 use pingora::protocols::http::{HttpTask, ServerSession};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::DoorSettings;
 use super::link::Link;
+use super::readers::{FREE_BYTES, Readers, Window};
+use crate::memory::Held;
 
 /// The error of a reply whose place a refusal takes.
 pub const REFUSED: ErrorType = ErrorType::Custom("Refused");
@@ -55,12 +57,14 @@ pub struct Outgoing {
     pub sized: bool,
     /// The last two bytes of the body so far.
     tail: [u8; 2],
-    /// Since when nothing was taken, and how much was sent then.
-    stall: Option<(Pin<Box<Sleep>>, usize)>,
+    /// The reply's part of the memory for what is unsent.
+    held: Held,
+    /// While something is unsent; the timer is set to the window's end.
+    window: Option<(Window, Pin<Box<Sleep>>)>,
 }
 
 impl Outgoing {
-    pub fn new(session: ServerSession) -> Outgoing {
+    pub fn new(session: ServerSession, held: Held) -> Outgoing {
         Outgoing {
             session: Box::new(session),
             h2: None,
@@ -73,7 +77,8 @@ impl Outgoing {
             framing: Framing::Whole,
             sized: false,
             tail: [0, 0],
-            stall: None,
+            held,
+            window: None,
         }
     }
 
@@ -189,18 +194,21 @@ impl Outgoing {
 
     /// Writes as much as the client takes now. Cancel-safe: all state is in `self`.
     pub(super) fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if !self.pending() {
-            self.stall = None;
-            return Poll::Ready(Ok(()));
-        }
-        if matches!(&*self.session, ServerSession::H2(_)) {
-            return self.poll_out_h2(cx);
-        }
-        let written = pin!(self.session.write_downstream_proxy_tasks()).poll(cx);
+        let written = match &*self.session {
+            _ if !self.pending() => Poll::Ready(Ok(())),
+            ServerSession::H2(_) => self.poll_out_h2(cx),
+            _ => {
+                let written = pin!(self.session.write_downstream_proxy_tasks()).poll(cx);
+                written.map(|result| result.map(|_| ()))
+            }
+        };
         if written.is_ready() {
-            self.stall = None;
+            self.window = None;
         }
-        written.map(|result| result.map(|_| ()))
+        if self.held.bytes() > 0 {
+            self.held.shrink_to(self.backlog_bytes().saturating_sub(FREE_BYTES));
+        }
+        written
     }
 
     fn poll_out_h2(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
@@ -235,7 +243,6 @@ impl Outgoing {
             if end {
                 self.h2_end = false;
                 self.h2 = None;
-                self.stall = None;
                 return Poll::Ready(Ok(()));
             }
         }
@@ -244,7 +251,6 @@ impl Outgoing {
             writer.send_data(Bytes::new(), true).or_err(ErrorType::WriteError, "h2 end")?;
             self.h2 = None;
         }
-        self.stall = None;
         Poll::Ready(Ok(()))
     }
 
@@ -263,56 +269,64 @@ impl Outgoing {
         pin!(self.session.read_body_or_idle(idle)).poll(cx)
     }
 
-    /// A reader that has taken less than the floor for `stall` is gone. Only while something is unsent.
-    pub(super) fn poll_stall(&mut self, cx: &mut Context<'_>, settings: &DoorSettings) -> Result<()> {
-        if !self.pending() {
-            self.stall = None;
-            return Ok(());
-        }
-        let sent = self.sent_bytes();
-        let (timer, at) = self.stall.get_or_insert_with(|| (Box::pin(sleep(settings.stall)), sent));
-        if timer.as_mut().poll(cx).is_ready() {
-            if sent - *at < settings.stall_floor_bytes.max(1) {
-                return Err(Error::explain(ErrorType::WriteTimedout, SLOW_READER).into_down());
-            }
-            *at = sent;
-            timer.as_mut().reset(Instant::now() + settings.stall);
-            let _ = timer.as_mut().poll(cx);
-        }
-        Ok(())
+    /// Whether what is unsent may wait here.
+    fn has_room(&mut self, limit_bytes: usize) -> bool {
+        let backlog_bytes = self.backlog_bytes();
+        backlog_bytes <= limit_bytes && self.held.fit(backlog_bytes.saturating_sub(FREE_BYTES)).is_ok()
     }
 
-    /// Writes until at most `limit_bytes` of the body are unsent (0: everything, the end included).
-    pub(super) async fn flush_to(
-        &mut self,
-        limit_bytes: usize,
-        settings: &DoorSettings,
-        link: Option<&Link>,
-    ) -> Result<()> {
+    /// An error once the reader has taken too little. Only while something is unsent: a stream that is silent has no slow reader.
+    /// `blocks`: the backend waits for it.
+    pub(super) fn poll_slow(&mut self, cx: &mut Context<'_>, readers: &Readers, blocks: bool) -> Result<()> {
+        if !self.pending() {
+            self.window = None;
+            return Ok(());
+        }
+        let sent_bytes = self.sent_bytes();
+        let (window, timer) = self.window.get_or_insert_with(|| {
+            let window = Window::begin(Instant::now(), readers, sent_bytes, blocks);
+            let timer = Box::pin(sleep_until(window.ends));
+            (window, timer)
+        });
+        loop {
+            if window.look(Instant::now(), readers, sent_bytes, blocks).is_err() {
+                return Err(Error::explain(ErrorType::WriteTimedout, SLOW_READER).into_down());
+            }
+            if timer.deadline() != window.ends {
+                timer.as_mut().reset(window.ends);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes everything, the end included.
+    pub(super) async fn flush(&mut self, readers: &Readers, link: &Link) -> Result<()> {
+        self.flush_to(None, readers, link).await
+    }
+
+    /// Writes until what is unsent may wait here.
+    pub(super) async fn make_room(&mut self, readers: &Readers, link: &Link) -> Result<()> {
+        self.flush_to(Some(readers.buffer_bytes), readers, link).await
+    }
+
+    async fn flush_to(&mut self, limit_bytes: Option<usize>, readers: &Readers, link: &Link) -> Result<()> {
         poll_fn(|cx| {
-            if let Some(link) = link {
-                link.signal.register(cx.waker());
-                if link.signal.take() {
-                    return Poll::Ready(Err(cut_error()));
-                }
+            link.signal.register(cx.waker());
+            if link.signal.take() {
+                return Poll::Ready(Err(cut_error()));
             }
             if let Poll::Ready(result) = self.poll_out(cx) {
                 return Poll::Ready(result);
             }
-            if limit_bytes > 0 {
-                if self.backlog_bytes() <= limit_bytes {
-                    return Poll::Ready(Ok(()));
-                }
-                // A stream's reader that is behind by the whole buffer is cut at once: waiting would hold the model's slot.
-                // A single large body (a list, a model's details) comes as fast as a file, holds no slot, and may wait.
-                if self.framing != Framing::Whole {
-                    return Poll::Ready(Err(Error::explain(ErrorType::WriteTimedout, SLOW_READER).into_down()));
-                }
+            if limit_bytes.is_some_and(|limit_bytes| self.has_room(limit_bytes)) {
+                return Poll::Ready(Ok(()));
             }
-            if let Err(e) = self.poll_stall(cx, settings) {
-                return Poll::Ready(Err(e));
+            match self.poll_slow(cx, readers, limit_bytes.is_some()) {
+                Ok(()) => Poll::Pending,
+                Err(e) => Poll::Ready(Err(e)),
             }
-            Poll::Pending
         })
         .await
     }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Exchange, Fault};
+use super::{Exchange, Fault, Left};
+use crate::ledger::metrics::ShieldedLoad;
 use crate::ledger::{Entry, Ledger, Measures, Outcome};
 use crate::live::Cut;
 use crate::refusal::Code;
@@ -19,6 +20,8 @@ pub struct Ending {
     pub broken: bool,
     pub slow_reader: bool,
     pub client_gone: bool,
+    /// The client left before its reply began.
+    pub left: Option<Left>,
     /// Bytes of the backend's reply were still waiting for the client.
     pub unsent: bool,
     /// The status of an answer that the door itself wrote.
@@ -40,12 +43,15 @@ impl Exchange {
         {
             lease.ended(None);
         }
+        if ending.left == Some(Left::Shielded) {
+            ledger.metrics.load_shielded(self.load_end(&ending));
+        }
         let receipt = self.receipt.take();
         let model = self.canonical_model();
         // Counts of a reply that did not come to its end are not known (promise I15).
         let counts = usage.as_ref().filter(|usage| usage.terminal);
         let entry = Entry {
-            response_code: ending.status.or(self.status),
+            response_code: ending.status.or(self.status).filter(|_| ending.left.is_none()), // nobody was sent one
             latency_ms: Some(millis(self.began.elapsed())),
             ttft_ms: self.first_byte.map(|at| millis(at - self.began)),
             input_tokens: counts.and_then(|usage| usage.input_tokens),
@@ -58,7 +64,7 @@ impl Exchange {
             }),
             bytes_in: Some(ending.bytes_in),
             bytes_out: Some(ending.bytes_out),
-            error: self.error(outcome, usage.as_ref().is_some_and(|usage| usage.error_frame)),
+            error: self.error(&ending, outcome, usage.as_ref().is_some_and(|usage| usage.error_frame)),
             ..self.entry(model.as_deref())
         };
         let loading = usage.as_ref().and_then(|usage| usage.load_duration_ns).map(Duration::from_nanos);
@@ -117,6 +123,9 @@ impl Exchange {
         if ending.panicked {
             return Outcome::InternalError;
         }
+        if ending.left.is_some() {
+            return Outcome::ClientAbort; // whatever became of it afterwards
+        }
         if let Some(cut) = ending.cut.filter(|_| ending.broken || self.status.is_none() || self.refusal.is_some()) {
             return cut.outcome();
         }
@@ -166,8 +175,13 @@ impl Exchange {
     }
 
     /// `told_error`: the backend's own words in its stream said so.
-    fn error(&self, outcome: Outcome, told_error: bool) -> Option<&str> {
+    fn error(&self, ending: &Ending, outcome: Outcome, told_error: bool) -> Option<&str> {
         match (&self.refusal, outcome) {
+            (_, Outcome::ClientAbort) if ending.left == Some(Left::Shielded) => Some(match self.load_end(ending) {
+                ShieldedLoad::Loaded => "the client left, and its model was loaded all the same",
+                ShieldedLoad::Failed => "the client left, and the backend failed to load its model",
+                ShieldedLoad::Ended => "the client left, and the load of its model was cancelled later",
+            }),
             (Some(refusal), _) => Some(refusal.cause.as_ref()),
             (None, Outcome::Complete) => None,
             (None, Outcome::UpstreamError) if self.upstream_status.is_some_and(|status| status >= 500) => {
@@ -179,6 +193,16 @@ impl Exchange {
             (None, Outcome::ClientAbort) => Some("the client left"),
             (None, Outcome::SlowClient) => Some("the client did not read"),
             (None, other) => Some(other.as_str()),
+        }
+    }
+
+    /// What became of the load that was gone on with.
+    fn load_end(&self, ending: &Ending) -> ShieldedLoad {
+        match (self.upstream_status, self.fault) {
+            (Some(200..=299), _) => ShieldedLoad::Loaded,
+            (None, Some(Fault::Client) | None) => ShieldedLoad::Ended,
+            _ if ending.cut.is_some() => ShieldedLoad::Ended,
+            _ => ShieldedLoad::Failed,
         }
     }
 

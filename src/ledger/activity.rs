@@ -41,6 +41,12 @@ pub enum Alert {
     AuditUnavailable,
     /// A backend cannot be reached.
     BackendUnreachable,
+    /// A backend gets no requests, or none for some models, since they failed there.
+    BreakerOpen,
+    /// A backend has been drained for so long that somebody may have forgotten it.
+    BackendDrained,
+    /// Requests are turned away because no backend is free for them.
+    QueueFull,
     /// A change of the policy or of the agents did not load; the last good one stays.
     ReloadFailed,
     /// Strangers were refused so fast that their records were folded into one.
@@ -58,6 +64,9 @@ impl Alert {
         match self {
             Alert::AuditUnavailable => "audit_unavailable",
             Alert::BackendUnreachable => "backend_unreachable",
+            Alert::BreakerOpen => "breaker_open",
+            Alert::BackendDrained => "backend_drained",
+            Alert::QueueFull => "queue_full",
             Alert::ReloadFailed => "reload_failed",
             Alert::RefusalsFolded => "refusals_folded",
             Alert::RecordsLost => "records_lost",

@@ -23,7 +23,7 @@ mod totals;
 pub use self::audit::SinkMetrics;
 pub use self::callers::KeysFetched;
 pub use self::exchanges::{InFlight, Way};
-pub use self::fleet::Waiting;
+pub use self::fleet::{ShieldedLoad, TurnedAway, Waiting};
 pub use self::labels::{ModelLabel, RoleLabel};
 pub use self::totals::Totals;
 

@@ -1,7 +1,7 @@
 //! What can be seen of an exchange while it runs: who, what, how far. For people who watch; nothing decides by it.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
@@ -13,6 +13,9 @@ pub struct Progress {
     /// From the first byte of the request to the first of the reply, in microseconds and one more; 0: there is none yet.
     first_byte_us: AtomicU64,
     records: AtomicU64,
+    /// From the first byte of the request to when it began to wait for a backend, in the same way; 0: it does not wait.
+    queued_us: AtomicU64,
+    client_left: AtomicBool,
 }
 
 /// What is known of an exchange when it is sent to a backend. No text of its body.
@@ -35,9 +38,18 @@ impl Progress {
         let _ = self.facts.set(Box::new(facts)); // a retry is the same exchange
     }
 
+    /// It waits for a backend, since so long after its first byte.
+    pub fn queued(&self, after: Duration) {
+        self.queued_us.store(micros_and_one(after), Ordering::Relaxed);
+    }
+
+    /// It waits no longer.
+    pub fn placed(&self) {
+        self.queued_us.store(0, Ordering::Relaxed);
+    }
+
     pub fn first_byte(&self, after: Duration) {
-        let after = u64::try_from(after.as_micros()).unwrap_or(u64::MAX - 1);
-        self.first_byte_us.store(after + 1, Ordering::Relaxed);
+        self.first_byte_us.store(micros_and_one(after), Ordering::Relaxed);
     }
 
     /// `records`: of the reply's stream, since it began.
@@ -45,10 +57,26 @@ impl Progress {
         self.records.store(records, Ordering::Relaxed);
     }
 
+    /// The client has gone before its reply began; what its backend does goes on.
+    pub fn client_left(&self) {
+        self.client_left.store(true, Ordering::Relaxed);
+    }
+
+    /// For which model it waits, and how long it has. `None`: it does not.
+    pub fn waits(&self) -> Option<(&str, Duration)> {
+        let after = Duration::from_micros(self.queued_us.load(Ordering::Relaxed).checked_sub(1)?);
+        let facts = self.facts.get()?;
+        Some((facts.model.as_deref().unwrap_or_default(), facts.began.elapsed().saturating_sub(after)))
+    }
+
     /// Whether there is something to show.
     pub fn has_begun(&self) -> bool {
         self.facts.get().is_some()
     }
+}
+
+fn micros_and_one(after: Duration) -> u64 {
+    u64::try_from(after.as_micros()).unwrap_or(u64::MAX - 1) + 1
 }
 
 /// A row for the page. `chunks` are whole records of the stream: a sign of progress, mostly one for each token.
@@ -59,8 +87,8 @@ pub(super) struct Row<'a> {
 
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Progress { facts, first_byte_us, records } = self.progress;
-        let mut row = serializer.serialize_struct("Row", 12)?;
+        let Progress { facts, first_byte_us, records, queued_us, client_left } = self.progress;
+        let mut row = serializer.serialize_struct("Row", 13)?;
         row.serialize_field("id", &self.id)?;
         if let Some(facts) = facts.get() {
             row.serialize_field("request_id", &facts.request_id)?;
@@ -74,6 +102,14 @@ impl Serialize for Row<'_> {
             row.serialize_field("elapsed_ms", &u64::try_from(facts.began.elapsed().as_millis()).unwrap_or(u64::MAX))?;
         }
         let first_byte_us = first_byte_us.load(Ordering::Relaxed);
+        // `waiting` is for the backend's first byte; `left` is the client, from a backend that goes on.
+        let state = match (client_left.load(Ordering::Relaxed), queued_us.load(Ordering::Relaxed), first_byte_us) {
+            (true, ..) => "left",
+            (_, 1.., _) => "queued",
+            (.., 0) => "waiting",
+            _ => "answering",
+        };
+        row.serialize_field("state", state)?;
         row.serialize_field("ttft_ms", &first_byte_us.checked_sub(1).map(|us| us / 1000))?;
         row.serialize_field("chunks", &records.load(Ordering::Relaxed))?;
         row.end()

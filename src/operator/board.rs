@@ -56,7 +56,10 @@ impl Board {
 
     fn running_now(&self) -> Value {
         let site = &self.site;
-        let sent = site.live.sent(ROWS);
+        let allowed = site.live.allowed(ROWS);
+        let queues = allowed.queues.iter().map(|queue| {
+            json!({ "model": queue.model, "waiting": queue.waiting, "longest_ms": queue.longest.as_millis() as u64 })
+        });
         let in_flight = site.pool.backends().iter().map(|backend| (backend.name.clone(), json!(backend.in_flight())));
         json!({
             "public": self.public.to_string(),
@@ -65,8 +68,9 @@ impl Board {
             "in_flight": in_flight.collect::<serde_json::Map<_, _>>(),
             "watchers": site.ledger.audit.activity().watchers(),
             "draining": site.is_draining(),
-            "more": sent.more,
-            "running": sent,
+            "queues": queues.collect::<Vec<_>>(),
+            "more": allowed.more,
+            "running": allowed,
         })
     }
 
@@ -76,6 +80,8 @@ impl Board {
             let mut loaded: Vec<&String> = known.loaded.keys().collect();
             loaded.sort_unstable();
             loaded.truncate(MODELS);
+            let (breaker, breakers) = backend.breakers(Instant::now());
+            let breakers = breakers.into_iter().take(MODELS).map(|(model, state)| (model, json!(state.as_str())));
             json!({
                 "name": backend.name,
                 "url": backend.url.to_string(),
@@ -83,7 +89,8 @@ impl Board {
                 "weight": backend.weight,
                 "up": backend.is_up(),
                 "drained": backend.is_drained(),
-                "breaker": backend.breakers(std::time::Instant::now()).0.as_str(),
+                "breaker": breaker.as_str(),
+                "breakers": breakers.collect::<serde_json::Map<_, _>>(),
                 "version": known.version,
                 "models": known.models_read.is_some().then_some(models),
                 "models_in_all": of,

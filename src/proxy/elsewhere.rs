@@ -32,6 +32,9 @@ impl Gateway {
         if let Some(lease) = &exchange.lease {
             lease.ended(None); // whoever waits for its slot is next
         }
+        if exchange.link.client_left().is_some() {
+            return false; // nobody is there for another answer
+        }
         let Some(endpoint) = exchange.endpoint() else { return false };
         if !failover::may_move(&self.site.failover, endpoint, failed, &before, since) {
             return false;

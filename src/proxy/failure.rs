@@ -74,7 +74,7 @@ impl Gateway {
             return e;
         }
         if *e.etype() == AGAIN {
-            e.set_retry(!session.as_ref().retry_buffer_truncated());
+            e.set_retry(!session.as_ref().retry_buffer_truncated() && exchange.link.client_left().is_none());
             return e;
         }
         // Management is never sent twice: the first may have been carried out (ollama-wire, section 2).
@@ -91,7 +91,7 @@ impl Gateway {
             ErrorType::InvalidHTTPHeader => Failed::Garbage,
             _ => Failed::BrokeOff,
         };
-        if !replayable || session.as_ref().retry_buffer_truncated() {
+        if !replayable || session.as_ref().retry_buffer_truncated() || exchange.link.client_left().is_some() {
             self.note_failed(exchange, failed);
             e.set_retry(false);
             return e;

@@ -107,9 +107,10 @@ impl Gateway {
         };
         peer::rewrite_head(head, lease.backend(), target, exchange.query.as_deref(), &exchange.request_id, held_bytes)?;
         lease.sent();
+        let loads = lease.loads();
         exchange.refusal = None; // an earlier attempt's
         exchange.dispatched.get_or_insert_with(Instant::now);
-        exchange.link.sent_upstream();
+        exchange.link.sent_upstream(loads);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::views::gone;
 use crate::door::Ticket;
 use crate::exchange::{Exchange, Fault};
 use crate::identity::Caller;
+use crate::ledger::metrics::TurnedAway;
 use crate::refusal::Refusal;
 use crate::upstream::scheduler::{Class, Full};
 use crate::upstream::{NoBackend, Wish};
@@ -40,6 +41,7 @@ impl Gateway {
         let label = self.site.ledger.metrics.model(&model);
         let waiting = self.site.ledger.metrics.queue_entered(&label, class.as_str());
         let wish = wish(endpoint, class, began + wait, exchange);
+        exchange.link.signal.progress.queued(began - exchange.began);
         let errand = self.errand(exchange);
         let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
             return Err(Refusal::internal_error()); // the order of the steps has been broken
@@ -53,6 +55,7 @@ impl Gateway {
         match leased {
             Some(Ok(lease)) => {
                 waiting.served(waited);
+                exchange.link.signal.progress.placed();
                 exchange.placement = Some(lease.reason().to_owned());
                 exchange.lease = Some(lease);
                 if endpoint == Endpoint::Responses {
@@ -60,7 +63,12 @@ impl Gateway {
                 }
                 Ok(())
             }
-            Some(Err(no)) => Err(refusal_of(no, wait)),
+            Some(Err(no)) => {
+                if let Some(reason) = turned_away(no) {
+                    self.site.ledger.metrics.queue_turned_away(reason);
+                }
+                Err(refusal_of(no, wait))
+            }
             None => {
                 refuse_cut(exchange)?;
                 exchange.fault = Some(Fault::Client);
@@ -85,6 +93,16 @@ pub(super) fn wish(endpoint: Endpoint, class: Class, deadline: Instant, exchange
         conversation: exchange.conversation,
         streams: ask.and_then(|ask| ask.stream) == Some(true),
         deadline,
+    }
+}
+
+/// Whoever the queue has no place for.
+fn turned_away(no: NoBackend) -> Option<TurnedAway> {
+    match no {
+        NoBackend::Full(Full::Share { .. }) => Some(TurnedAway::Share),
+        NoBackend::Full(Full::Whole { .. }) => Some(TurnedAway::Full),
+        NoBackend::Expired => Some(TurnedAway::Expired),
+        NoBackend::NoneLeft | NoBackend::Unnamed | NoBackend::UnknownName => None,
     }
 }
 

@@ -188,6 +188,11 @@ impl Slot {
         self.grant.reason
     }
 
+    /// The model was not loaded there.
+    pub fn is_cold(&self) -> bool {
+        self.grant.is_cold
+    }
+
     /// The request is on its way to the backend.
     pub fn sent(&self) {
         self.sent.store(true, Ordering::Relaxed);

@@ -75,6 +75,11 @@ pub enum State {
 }
 
 impl State {
+    /// Or half open: it keeps requests away.
+    pub fn is_open(self) -> bool {
+        self != State::Closed
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             State::Closed => "closed",

@@ -112,6 +112,8 @@ pub struct Grant {
     pub run: RunId,
     pub backend: usize,
     pub reason: Reason,
+    /// The model has to be loaded there.
+    pub is_cold: bool,
     pub waited: Duration,
 }
 
@@ -246,7 +248,8 @@ impl Scheduler {
         let takes_s = self.book.takes_s(model, want);
         let run = self.begin(now_s, model, want.clone(), takes_s, &chosen);
         let (waiter, waited) = (WaiterId(run.0), Duration::ZERO); // nobody else has that number
-        Some(Grant { waiter, run, backend: chosen.backend, reason: chosen.reason, waited })
+        let (backend, reason, is_cold) = (chosen.backend, chosen.reason, chosen.is_cold);
+        Some(Grant { waiter, run, backend, reason, is_cold, waited })
     }
 
     /// Whoever waited has left. Nothing happens where the waiter has been granted a run already: that run ends by itself.
@@ -430,8 +433,8 @@ impl Scheduler {
             let Some(waiter) = self.take(*id, true) else { continue };
             let run = self.begin(now_s, model, waiter.want, waiter.takes_s, &chosen);
             let waited = Duration::from_secs_f64((now_s - waiter.came_s).max(0.0));
-            let (backend, reason) = (chosen.backend, chosen.reason);
-            decisions.push(Decision::Granted(Grant { waiter: WaiterId(*id), run, backend, reason, waited }));
+            let (backend, reason, is_cold) = (chosen.backend, chosen.reason, chosen.is_cold);
+            decisions.push(Decision::Granted(Grant { waiter: WaiterId(*id), run, backend, reason, is_cold, waited }));
         }
         if moved && self.backlog.contains(&model) && first.len() == LOOKED_AT {
             self.mark(model); // more may be free

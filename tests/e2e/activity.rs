@@ -9,8 +9,9 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
-use crate::client::{Connection, Request};
-use crate::house::{House, PATIENCE, Plan, program, run_to_end};
+use crate::client::{Connection, Reply, Request};
+use crate::house::{House, PATIENCE, Plan, program, run_to_end, wait_until_async};
+use crate::puppet::Puppet;
 
 const FEED: &str = "/api/v1/audit/stream";
 const CREDENTIAL: &str = "3f7c1b0e9d8a4c5b6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5";
@@ -299,6 +300,93 @@ async fn troubles_of_the_proxy_itself_are_alerts_and_so_is_their_end() {
     std::fs::write(house.dir.path().join("policies/authz.rego"), "package behavry.authz\n\ndeny if (")
         .expect("written");
     watcher.until("the reload's alert", |event| event.json()["alert"] == "reload_failed").await;
+}
+
+/// A proxy in front of one slot that is moved by hand.
+async fn one_slot(puppet: &Puppet, config: &str) -> House {
+    let config = format!("[[backend]]\nurl = \"{}\"\n{config}", puppet.url());
+    House::with(Plan { config, ..Plan::default() }).await
+}
+
+fn send(house: &House, id: &str) -> tokio::task::JoinHandle<Reply> {
+    let (public, request) = (house.public, chat("llama3.2").bearer(&house.token()).id(id));
+    tokio::spawn(async move { request.send(public).await })
+}
+
+/// What the page is shown, once `wanted` holds.
+async fn board_where(house: &House, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    wait_until_async(what, async || {
+        let board = Request::get("/api/v1/activity").send(house.operator).await.json();
+        wanted(&board).then_some(board)
+    })
+    .await
+}
+
+fn states(board: &Value) -> Vec<(&str, &str)> {
+    let rows = board["running"].as_array().expect("a list").iter();
+    rows.map(|row| (row["request_id"].as_str().expect("a text"), row["state"].as_str().expect("a text"))).collect()
+}
+
+const DONE: &[u8] = b"{\"done\":true,\"done_reason\":\"stop\",\"prompt_eval_count\":3,\"eval_count\":2}\n";
+
+#[tokio::test]
+async fn who_waits_for_a_backend_is_a_row_and_counted_by_model() {
+    let puppet = Puppet::listen().await;
+    let house = one_slot(&puppet, "").await;
+    let first = send(&house, "first");
+    let mut backend = puppet.asked().await;
+    let second = send(&house, "second");
+    let board = board_where(&house, "one that waits", |board| board["queues"][0]["waiting"] == 1).await;
+    assert_eq!(states(&board), [("first", "waiting"), ("second", "queued")]);
+    assert_eq!(board["queues"].as_array().map(Vec::len), Some(1));
+    assert_eq!(board["queues"][0]["model"], "llama3.2");
+    let longest = board["queues"][0]["longest_ms"].as_u64().expect("a number");
+    board_where(&house, "a longer wait", |board| board["queues"][0]["longest_ms"].as_u64() > Some(longest)).await;
+
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+    backend.say(head).await;
+    backend.chunk(b"{\"message\":{\"content\":\"a\"},\"done\":false}\n").await;
+    board_where(&house, "an answer", |board| states(board) == [("first", "answering"), ("second", "queued")]).await;
+    backend.chunk(DONE).await;
+    backend.say("0\r\n\r\n").await;
+    assert_eq!(first.await.expect("sent").status, 200);
+    let backend = puppet.asked().await;
+    let board = board_where(&house, "the second", |board| states(board) == [("second", "waiting")]).await;
+    assert_eq!(board["queues"], json!([]));
+    drop(backend);
+    let _ = second.await;
+}
+
+#[tokio::test]
+async fn a_queue_that_turns_requests_away_is_an_alert() {
+    let puppet = Puppet::listen().await;
+    let house = one_slot(&puppet, "[queue]\nmodel_waiting = 1").await;
+    let mut watcher = Watcher::open(&house).await;
+    let _first = send(&house, "first");
+    let _backend = puppet.asked().await;
+    let _second = send(&house, "second");
+    board_where(&house, "one that waits", |board| board["queues"][0]["waiting"] == 1).await;
+    assert_eq!(send(&house, "third").await.expect("sent").status, 503);
+    let alert = watcher.until("the full queue", |event| event.json()["alert"] == "queue_full").await;
+    assert_eq!(alert.json()["state"], "raised");
+    let metrics = house.metrics().await;
+    assert!(metrics.contains("behavry_ollama_queue_turned_away_total{reason=\"full\"} 1\n"));
+    assert!(metrics.contains("behavry_ollama_queue_turned_away_total{reason=\"share\"} 0\n"));
+}
+
+#[tokio::test]
+async fn a_breaker_that_opens_is_an_alert_and_so_is_its_closing() {
+    let config = "[health]\nprobe_s = 0\nfailures = 1\nrest_s = 1".to_owned();
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    let mut watcher = Watcher::open(&house).await;
+    assert_eq!(house.send(chat("fault-500-error").bearer(&house.token())).await.status, 500);
+    let alert = watcher.until("an open breaker", |event| event.json()["alert"] == "breaker_open").await;
+    assert_eq!(alert.json()["state"], "raised");
+    let message = alert.json()["message"].as_str().expect("a text").to_owned();
+    assert_eq!(message, "backend ollama gets no requests for fault-500-error for a while: they failed there");
+    let board = board_where(&house, "a breaker", |board| board["backends"][0]["breakers"] != json!({})).await;
+    assert_eq!((&board["backends"][0]["breaker"], &board["backends"][0]["drained"]), (&json!("closed"), &json!(false)));
+    assert!(house.metrics().await.contains("behavry_ollama_backend_breakers_open{backend=\"ollama\"} 1\n"));
 }
 
 #[tokio::test]

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use behavry_ollama_proxy::config::{Config, Flags};
-use behavry_ollama_proxy::door::{Door, DoorSettings, Ticket};
+use behavry_ollama_proxy::door::{Door, DoorSettings, Readers, Shield, Ticket};
 use behavry_ollama_proxy::ledger::audit::AuditSettings;
 use behavry_ollama_proxy::ledger::{Ledger, Metrics};
+use behavry_ollama_proxy::memory::Memory;
 use behavry_ollama_proxy::models::Models;
 use behavry_ollama_proxy::server::{self, assemble};
 use behavry_ollama_proxy::simulator::{Simulator, SimulatorOptions};
@@ -49,10 +50,14 @@ impl BareDoor {
             head: Duration::from_secs(30),
             head_bytes: 32 * 1024,
             keepalive: Duration::from_secs(30),
-            reply_buffer_bytes: 1 << 20,
-            stall: Duration::from_secs(30),
-            stall_floor_bytes: 1,
-            cancel_grace: Duration::ZERO,
+            readers: Readers {
+                buffer_bytes: 1 << 20,
+                memory: Memory::new(1 << 30),
+                window: Duration::from_secs(30),
+                floor_bytes: 1,
+                blocking_floor_bytes: 1,
+            },
+            shield: Shield { grace: Duration::ZERO, load: Duration::ZERO },
             linger: Duration::from_secs(2),
         };
         let door = Arc::new(Door::new(proxy, settings, Arc::clone(&site)));

@@ -1,16 +1,19 @@
 //! Clients that leave, and clients that do not read. The witness is the simulator: its own clock says when the backend's work
 //! was cancelled.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use behavry_ollama_proxy::simulator::{Ending, Seen, SimulatorOptions};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::client::{Connection, End, Request};
-use crate::house::{House, PATIENCE, Plan, until_tried};
-use crate::puppet::Puppet;
+use crate::house::{House, PATIENCE, Plan, until_tried, wait_until_async};
+use crate::puppet::{Hand, Puppet};
 
 fn chat(model: &str, more: Value) -> Value {
     let mut body = json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] });
@@ -200,6 +203,195 @@ async fn a_client_that_leaves_during_a_load_or_a_long_prompt_cancels_it() {
     }
 }
 
+/// A client that left, once the proxy has noticed it: the backend is not told yet.
+async fn noticed(house: &House) {
+    wait_until_async("a client that left", async || {
+        let board = Request::get("/api/v1/activity").send(house.operator).await.json();
+        let running = board["running"].as_array().expect("a list").clone();
+        running.iter().any(|row| row["state"] == "left").then_some(())
+    })
+    .await;
+}
+
+/// A backend that holds a model. What the proxy itself asks is answered at once, chats by hand.
+struct Loader {
+    url: String,
+    /// What it says of the model from now on.
+    is_loaded: Arc<AtomicBool>,
+    chats: UnboundedReceiver<Hand>,
+}
+
+impl Loader {
+    async fn listen() -> Loader {
+        let puppet = Puppet::listen().await;
+        let (url, is_loaded) = (puppet.url(), Arc::new(AtomicBool::new(false)));
+        let (told, chats) = unbounded_channel();
+        let says = Arc::clone(&is_loaded);
+        tokio::spawn(async move {
+            loop {
+                let mut hand = puppet.accept().await;
+                let (told, says) = (told.clone(), Arc::clone(&says));
+                tokio::spawn(async move {
+                    let request = hand.request().await;
+                    let listed = r#"{"models":[{"name":"llama3.2:latest","model":"llama3.2:latest"}]}"#;
+                    let body = match request.split(' ').nth(1).expect("a path") {
+                        "/api/tags" => listed,
+                        "/api/ps" if says.load(Ordering::SeqCst) => listed,
+                        "/api/ps" => r#"{"models":[]}"#,
+                        "/api/version" => r#"{"version":"0.33.0"}"#,
+                        "/api/chat" => return drop(told.send(hand)),
+                        _ => "{}",
+                    };
+                    let length = body.len();
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                    );
+                    hand.try_say(head + body).await;
+                });
+            }
+        });
+        Loader { url, is_loaded, chats }
+    }
+
+    async fn chat(&mut self) -> Hand {
+        tokio::time::timeout(PATIENCE, self.chats.recv()).await.expect("in time").expect("a chat comes")
+    }
+}
+
+/// A proxy that knows that the backend has the model, and has not loaded it.
+async fn house_before(loaders: &[&Loader], config: &str) -> House {
+    let backends: String = loaders
+        .iter()
+        .enumerate()
+        .map(|(tier, loader)| format!("[[backend]]\nurl = \"{}\"\ntier = {}\n", loader.url, tier))
+        .collect();
+    let config = format!("{config}\n[queue]\ntier_s = 86400\nlinger_ms = 0\n[catalogue]\nloaded_s = 1\n{backends}");
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    wait_until_async("a catalogue", async || {
+        let board = Request::get("/api/v1/activity").send(house.operator).await.json();
+        let read = board["backends"].as_array().expect("a list").iter().all(|backend| !backend["models"].is_null());
+        // Only where it was asked what is loaded does a list say so.
+        let listed = house.get("/api/tags").await.json();
+        (read && listed["models"][0]["loaded"] == false).then_some(())
+    })
+    .await;
+    house
+}
+
+/// Sends a request that makes its backend load the model, and leaves once it is there.
+async fn leave_a_load(house: &House, loader: &mut Loader, id: &str, body: Value, manner: Manner) -> Hand {
+    let mut client = Connection::open(house.public).await;
+    client.send(&Request::post("/api/chat", body).bearer(&house.token()).id(id)).await;
+    let backend = loader.chat().await;
+    match manner {
+        Manner::Closes => drop(client),
+        Manner::Resets => {
+            client.stream.set_zero_linger().expect("a socket");
+            drop(client);
+        }
+        Manner::HalfCloses => {
+            client.stream.shutdown().await.expect("open");
+            tokio::spawn(async move { while client.more().await {} });
+        }
+    }
+    noticed(house).await;
+    backend
+}
+
+const SHIELD: &str = "[streaming]\nshield_load_s = 600";
+
+async fn shielded(house: &House, result: &str) -> String {
+    let metrics = house.metrics().await;
+    let name = format!("behavry_ollama_shielded_loads_total{{result=\"{result}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)).expect("it is always there").to_owned()
+}
+
+#[tokio::test]
+async fn a_load_may_be_finished_for_a_client_that_left_and_its_backend_is_then_told() {
+    for (number, manner) in [Manner::Closes, Manner::Resets, Manner::HalfCloses].into_iter().enumerate() {
+        let mut loader = Loader::listen().await;
+        let house = house_before(&[&loader], SHIELD).await;
+        let streams = number != 1;
+        let body = chat("llama3.2", json!({ "stream": streams }));
+        let mut backend = leave_a_load(&house, &mut loader, "load", body, manner).await;
+        assert_eq!(shielded(&house, "loaded").await, "0", "{manner:?}");
+        loader.is_loaded.store(true, Ordering::SeqCst);
+        if streams {
+            backend.open_stream("application/x-ndjson").await;
+            backend.try_say("5\r\n{\"a\"\r\n").await;
+        } else {
+            backend.answer("200 OK", r#"{"message":{},"done":true,"prompt_eval_count":5,"eval_count":3}"#).await;
+        }
+        backend.closed().await;
+        let record = house.final_of("load").await;
+        assert_eq!(record["extra"]["outcome"], "client_abort", "{manner:?}");
+        assert_eq!(record["error"], "the client left, and its model was loaded all the same");
+        assert_eq!(record["response_code"], Value::Null, "nobody was answered");
+        assert_eq!(record["extra"]["upstream_status"], 200);
+        assert_eq!(shielded(&house, "loaded").await, "1");
+        // From now on it is there, and a client that leaves is a client that leaves.
+        let mut client = Connection::open(house.public).await;
+        let again = Request::post("/api/chat", chat("llama3.2", json!({}))).bearer(&house.token()).id("warm");
+        client.send(&again).await;
+        let mut backend = loader.chat().await;
+        drop(client);
+        backend.closed().await;
+        assert_eq!(house.final_of("warm").await["error"], "the client left");
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_is_gone_on_with_holds_its_slot_and_fails_over_to_nobody() {
+    let (mut loader, other) = (Loader::listen().await, Loader::listen().await);
+    let house = house_before(&[&loader, &other], SHIELD).await;
+    let mut backend = leave_a_load(&house, &mut loader, "load", chat("llama3.2", json!({})), Manner::Closes).await;
+    // Whoever comes next waits for the slot.
+    let next = Request::post("/api/chat", chat("llama3.2", json!({ "stream": false }))).bearer(&house.token());
+    let public = house.public;
+    let next = tokio::spawn(async move { next.send(public).await });
+    wait_until_async("one that waits", async || {
+        let metrics = house.metrics().await;
+        let waits = "behavry_ollama_queue_waiting_requests{class=\"default\",model=\"llama3.2\"} 1\n";
+        metrics.contains(waits).then_some(())
+    })
+    .await;
+    backend.answer("503 Service Unavailable", r#"{"error":"server busy"}"#).await;
+    let record = house.final_of("load").await;
+    assert_eq!(record["extra"]["outcome"], "client_abort");
+    assert_eq!(record["error"], "the client left, and the backend failed to load its model");
+    assert_eq!((&record["extra"]["retries"], &record["extra"]["backend"]), (&json!(0), &json!("ollama-1")));
+    assert_eq!(shielded(&house, "failed").await, "1");
+    let mut backend = loader.chat().await;
+    backend.answer("200 OK", r#"{"message":{},"done":true,"prompt_eval_count":5,"eval_count":3}"#).await;
+    assert_eq!(next.await.expect("sent").status, 200);
+}
+
+#[tokio::test]
+async fn a_load_is_gone_on_with_for_so_long_and_no_longer_and_a_cut_ends_it_at_once() {
+    let mut loader = Loader::listen().await;
+    let house = house_before(&[&loader], "[streaming]\nshield_load_s = 1").await;
+    let mut client = Connection::open(house.public).await;
+    client.send(&Request::post("/api/chat", chat("llama3.2", json!({}))).bearer(&house.token()).id("long")).await;
+    let mut backend = loader.chat().await;
+    let left = Instant::now();
+    drop(client);
+    backend.closed().await;
+    assert!(left.elapsed() >= Duration::from_secs(1), "it had its time");
+    let record = house.final_of("long").await;
+    assert_eq!(record["extra"]["outcome"], "client_abort");
+    assert_eq!(record["error"], "the client left, and the load of its model was cancelled later");
+    assert_eq!(shielded(&house, "ended").await, "1");
+
+    let mut house = house_before(&[&loader], &format!("{SHIELD}\n[shutdown]\ndrain_s = 0")).await;
+    let mut backend = leave_a_load(&house, &mut loader, "cut", chat("llama3.2", json!({})), Manner::Closes).await;
+    house.signal(libc::SIGTERM);
+    backend.closed().await;
+    assert!(house.exit().await.success());
+    let record = house.final_of("cut").await;
+    assert_eq!(record["extra"]["outcome"], "client_abort", "it left before it was cut");
+    assert_eq!(record["error"], "the client left, and the load of its model was cancelled later");
+}
+
 /// Ollama leaks a handler for a request that is closed before its scheduler saw it.
 #[tokio::test]
 async fn a_request_just_sent_is_left_alone_for_a_moment() {
@@ -353,8 +545,9 @@ async fn a_client_that_leaves_with_half_its_answer_unsent_had_no_complete_one() 
     assert!(record["extra"]["bytes_out"].as_u64().expect("a number") < 12 << 20, "not all of it was taken");
 }
 
+/// Past the buffer the backend waits, and with it whoever wants its slot: more is asked of such a reader.
 #[tokio::test]
-async fn a_reader_that_is_behind_by_more_than_the_buffer_is_cut() {
+async fn a_reader_that_lets_the_backend_wait_is_cut_when_it_takes_too_little() {
     let config = "[limits]\nreply_buffer_bytes = 65536\nslow_reader_stall_ms = 1000".to_owned();
     let house = House::with(Plan { config, ..Plan::default() }).await;
     for (id, path, body, reads_again) in [
@@ -379,6 +572,69 @@ async fn a_reader_that_is_behind_by_more_than_the_buffer_is_cut() {
         assert_eq!(record["extra"]["outcome"], "slow_client", "{id}");
         assert_eq!(record["extra"]["output_tokens"], Value::Null, "{id}");
     }
+    let cut = "behavry_ollama_requests_total{endpoint=\"chat\",outcome=\"slow_client\",status_class=\"2xx\"} 2";
+    assert!(house.metrics().await.contains(cut), "they are counted");
+}
+
+/// How much the proxy holds of replies that nobody has taken.
+async fn unsent_bytes(house: &House) -> u64 {
+    let metrics = house.metrics().await;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("behavry_ollama_memory_bytes{of=\"replies\"} "));
+    line.expect("it is always there").parse().expect("a number")
+}
+
+/// Replies of 14 MB, more than buffer and kernel hold: the backend waits, and nothing is lost.
+#[tokio::test]
+async fn a_reader_that_is_slower_than_the_backend_gets_all_of_it() {
+    let config = "[limits]\nreply_buffer_bytes = 1048576\nslow_reader_stall_ms = 600000".to_owned();
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    for (id, path, body) in [
+        ("records", "/api/chat", chat("tiny-loop", json!({}))),
+        ("events", "/v1/chat/completions", chat("tiny-loop", json!({ "stream": true }))),
+    ] {
+        let mut client = small_reader(&house).await;
+        client.send(&Request::post(path, body).bearer(&house.token()).id(id)).await;
+        // What comes at once and does not fit is not counted, so that a full buffer counts somewhat less.
+        wait_until_async("a full buffer", async || (unsent_bytes(&house).await > 500_000).then_some(())).await;
+        assert!(unsent_bytes(&house).await <= 1_048_576, "{id}: bounded");
+        let reply = client.reply(false).await.expect("a reply");
+        assert_eq!((reply.status, reply.end), (200, End::Whole), "{id}");
+        let text = reply.text();
+        let end = if path.starts_with("/v1") { "data: [DONE]\n\n" } else { "}\n" };
+        assert!(text.ends_with(end) && reply.body.len() > 10 << 20, "{id}");
+        let record = house.final_of(id).await;
+        assert_eq!(record["extra"]["outcome"], "complete", "{id}");
+        assert_eq!(record["extra"]["output_tokens"], 131_072, "{id}");
+        assert_eq!(unsent_bytes(&house).await, 0, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_share_one_memory_and_take_nothing_from_those_who_do() {
+    let config = "[limits]\nreply_buffer_bytes = 67108864\nreplies_in_memory_bytes = 2000000\n\
+                  slow_reader_stall_ms = 600000";
+    let house = House::with(Plan { config: config.to_owned(), ..Plan::default() }).await;
+    let mut idle = Vec::new();
+    for id in ["one", "two", "three"] {
+        let mut client = small_reader(&house).await;
+        let body = chat("tiny-loop", json!({}));
+        client.send(&Request::post("/api/chat", body).bearer(&house.token()).id(id)).await;
+        idle.push((id, client));
+    }
+    wait_until_async("a full memory", async || (unsent_bytes(&house).await > 1_000_000).then_some(())).await;
+    // Who reads needs none of it.
+    let reply = house.send(Request::post("/api/chat", chat("tiny-loop", json!({}))).bearer(&house.token()).id("reads"));
+    let reply = reply.await;
+    assert_eq!((reply.status, reply.end), (200, End::Whole));
+    assert!(unsent_bytes(&house).await <= 2_000_000, "bounded");
+    let (id, mut late) = idle.pop().expect("three");
+    assert_eq!(late.reply(false).await.expect("a reply").end, End::Whole, "late, and whole");
+    assert_eq!(house.final_of(id).await["extra"]["outcome"], "complete");
+    for (id, client) in idle {
+        drop(client);
+        assert_eq!(house.final_of(id).await["extra"]["outcome"], "client_abort");
+    }
+    assert_eq!(unsent_bytes(&house).await, 0, "all of it is given back");
 }
 
 /// Within the buffer, but for too long.

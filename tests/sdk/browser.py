@@ -80,8 +80,9 @@ class Browser:
         assert "error" not in answer, f"{method}: {answer.get('error')}"
         return answer["result"]
 
-    def open(self, url, **media):
-        return Page(self, url, media)
+    def open(self, url, before=None, **media):
+        """`before` is a script that runs before any of the page's."""
+        return Page(self, url, before, media)
 
     def close(self):
         self.process.terminate()
@@ -98,7 +99,7 @@ class Browser:
 class Page:
     """A tab. Everything that it asks the network for, and every complaint, is kept."""
 
-    def __init__(self, browser, url, media):
+    def __init__(self, browser, url, before, media):
         self.browser = browser
         # A context of its own: nothing is shared with another test's page.
         self.context = browser.ask("Target.createBrowserContext")["browserContextId"]
@@ -106,6 +107,8 @@ class Page:
         self.session = browser.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Performance"):
             self.ask(f"{domain}.enable")
+        if before is not None:
+            self.ask("Page.addScriptToEvaluateOnNewDocument", source=before)
         self.media(**media)
         self.ask("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
@@ -145,6 +148,12 @@ class Page:
     def messages(self, method):
         with self.browser.news:
             return [e["params"] for e in self.browser.events if e["method"] == method and e.get("sessionId") == self.session]
+
+    def accessibility(self):
+        """Role and name of everything that a screen reader finds."""
+        self.ask("Accessibility.enable")
+        nodes = [node for node in self.ask("Accessibility.getFullAXTree")["nodes"] if not node.get("ignored")]
+        return [{"role": node["role"]["value"], "name": node.get("name", {}).get("value", "")} for node in nodes]
 
     def urls(self):
         return [sent["request"]["url"] for sent in self.messages("Network.requestWillBeSent")]

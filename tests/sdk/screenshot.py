@@ -28,6 +28,25 @@ deny contains "mistral is not approved for support" if {
 
 escalate if input.model == "forbidden-model"
 """
+CONFIG = """
+[[backend]]
+name = "gpu-1"
+url = "%s"
+slots = 3
+
+[[backend]]
+name = "gpu-2"
+url = "%s"
+models = ["codellama", "mistral"]
+
+[[backend]]
+name = "gpu-3"
+url = "%s"
+
+[health]
+failures = 1
+rest_s = 60
+"""
 AGENTS = {"research-1": "internal", "support-desk": "support", "code-review": "internal", "nightly-summaries": "internal"}
 
 
@@ -35,8 +54,10 @@ def main():
     random.seed(5173)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        fast, fast_url = stack.simulator("--tokens-per-second", "45", "--tokens", "120", "--first-token-ms", "180")
-        proxy = stack.Proxy(folder / "p", fast_url, POLICY)
+        backends = [stack.simulator("--tokens-per-second", speed, "--tokens", "90", "--first-token-ms", "180") for speed in ("45", "30", "45")]
+        (folder / "proxy.toml").write_text(CONFIG % tuple(url for _, url in backends))
+        proxy = stack.Proxy(folder / "p", None, POLICY, BEHAVRY_CONFIG=folder / "proxy.toml")
+        proxy.command("backend", "drain", "gpu-3")
         tokens = {}
         for agent, role in AGENTS.items():
             words = [stack.BINARY, "token", "mint", "--agent", agent, "--role", role, "--permission", "web:read", "--permission", "web:write"]
@@ -52,9 +73,9 @@ def main():
             for caller in callers:
                 caller.start()
             time.sleep(45)  # for sparklines that show something
-            running = streams.Streams(proxy.base, [(tokens[agent], model) for agent, model in
-                                                   [("research-1", "llama3.2"), ("code-review", "codellama"), ("nightly-summaries", "llama3.2")]])
-            page.wait("document.querySelectorAll('#running-rows tr').length >= 5")
+            running = streams.Streams(proxy.base, [(tokens[agent], model) for agent, model in [
+                ("research-1", "llama3.2"), ("code-review", "codellama"), ("nightly-summaries", "llama3.2"), ("nightly-summaries", "llama3.2")]])
+            page.wait("document.querySelectorAll('#running-rows tr').length >= 5 && !document.getElementById('queue').hidden")
             time.sleep(0.7)
             root = stack.ROOT / "docs"
             shoot(page, root / "live-activity.png")
@@ -68,7 +89,8 @@ def main():
         finally:
             chromium.close()
             proxy.stop()
-            fast.stop()
+            for program, _ in backends:
+                program.stop()
 
 
 def keep_asking(proxy, tokens, stop):

@@ -17,6 +17,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("BEHAVRY_TEST_BINARY", ROOT / "target/debug/behavry-ollama-proxy"))
 
@@ -184,7 +186,7 @@ class Proxy:
             f'[[backend]]\nurl = "{backend_url}"\nslots = 1000\n'
             # A fast machine sends more refusals in a second than have a record of their own.
             "[audit]\nrefusals_per_second = 1000\n")
-        if "BEHAVRY_CONFIG" in environment:
+        if "BEHAVRY_CONFIG" in environment and backend_url is not None:
             environment["BEHAVRY_OLLAMA_URL"] = backend_url  # that file names no backend
         self.environment = clean_environment(
             BEHAVRY_LISTEN="127.0.0.1:0", BEHAVRY_OPERATOR_LISTEN="127.0.0.1:0",
@@ -217,6 +219,12 @@ class Proxy:
         token = done.stdout.strip()
         assert token.count(".") == 2 and "\n" not in token, "the token must stand alone on standard output"
         return token
+
+    def command(self, *words):
+        """What a command of the same program prints, run beside it."""
+        done = subprocess.run([str(BINARY), *words], env=self.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def expired_token(self):
         """A token whose hour is over, signed with the proxy's own key by openssl: a second opinion on the format."""
@@ -261,6 +269,17 @@ class Proxy:
             assert not any(secret.encode() in place for place in places), "content or a token was written down"
 
 
+JAVASCRIPT = ROOT / "tests/sdk/javascript"
+
+
+def javascript(case, base, token, request_id):
+    """What one call of an official JavaScript client came to."""
+    environment = clean_environment(PROXY_BASE=base, PROXY_TOKEN=token, REQUEST_ID=request_id, CHAT=CHAT, EMBED=EMBED, FORBIDDEN=FORBIDDEN)
+    done = subprocess.run(["node", "clients.mjs", case], cwd=JAVASCRIPT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def padless(raw):
     return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
@@ -269,9 +288,12 @@ def unpadded(text):
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
+NEEDS_JAVASCRIPT = pytest.mark.skipif(
+    shutil.which("node") is None or not (JAVASCRIPT / "node_modules").is_dir(),
+    reason="no node, or no node_modules: tests/run installs both (Debian: nodejs and npm)")
+
+
 def needs(tool, package):
     """Skips the test where a program of Debian's is not installed."""
-    import pytest
-
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed (Debian: {package})")

@@ -1,33 +1,15 @@
 """The official JavaScript clients, ollama and openai, through the proxy: what they get, and what the records say of it."""
-import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
 import stack
 
-FOLDER = Path(__file__).resolve().parent / "javascript"
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("node") is None or not (FOLDER / "node_modules").is_dir(),
-    reason="no node, or no node_modules: tests/run installs both (Debian: nodejs and npm)")
+pytestmark = stack.NEEDS_JAVASCRIPT
 
 
 @pytest.fixture
 def run(proxy, request_id):
     """What one call of a client came to."""
-    def run(case):
-        environment = stack.clean_environment(
-            PROXY_BASE=proxy.base, PROXY_TOKEN=proxy.token, REQUEST_ID=request_id, CHAT=stack.CHAT, EMBED=stack.EMBED,
-            FORBIDDEN=stack.FORBIDDEN)
-        done = subprocess.run(["node", "clients.mjs", case], cwd=FOLDER, env=environment, capture_output=True, text=True,
-                              timeout=120)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-    return run
+    return lambda case: stack.javascript(case, proxy.base, proxy.token, request_id)
 
 
 @pytest.mark.parametrize("case, dialect, stream", [

@@ -68,11 +68,11 @@ def test_an_empty_page_says_how_to_begin(own_proxy, page):
 def test_a_running_stream_is_on_screen_and_when_it_ends_among_the_recent(own_proxy, page):
     running = streams.Streams(own_proxy.base, [(own_proxy.token, stack.CHAT)])
     try:
-        page.wait(in_row("running-rows", "sdk-agent", stack.CHAT, "POST /api/chat", "allow"))
-        chunks = "Number(document.querySelector('#running-rows tr').cells[6].textContent)"
+        page.wait(in_row("running-rows", "sdk-agent", stack.CHAT, "POST /api/chat", "allow", "answering"))
+        chunks = "Number(document.querySelector('#running-rows tr').cells[7].textContent)"
         first = page.wait(chunks)
         page.wait(f"{chunks} > {first}")
-        speed = page.wait("Number(document.querySelector('#running-rows tr').cells[5].textContent)")
+        speed = page.wait("Number(document.querySelector('#running-rows tr').cells[6].textContent)")
         assert speed >= 1, "ten a second, as far as the machine has time"
         page.wait("document.querySelector('#tile-running b').textContent === '1'")
         page.wait("document.querySelector('#tile-running small').textContent === 'by 1 agent, 0 waiting for a first token'")
@@ -168,15 +168,15 @@ def test_a_screen_reader_finds_its_way(own_proxy, page):
     for node in nodes:
         by_role.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     assert len(by_role["banner"]) == len(by_role["main"]) == len(by_role["contentinfo"]) == len(by_role["search"]) == 1
-    assert sorted(by_role["table"]) == sorted(["Requests that are being answered, newest first",
+    assert sorted(by_role["table"]) == sorted(["Requests that wait or are being answered, newest first",
                                                "Requests that have ended, newest first, each as the audit has it"])
-    assert len(by_role["columnheader"]) == 18 and "Decision" in by_role["columnheader"]
+    assert len(by_role["columnheader"]) == 19 and "Decision" in by_role["columnheader"]
     assert by_role["heading"][0] == "Live Activity"
     for role in ("button", "link", "searchbox", "radio", "region"):
         assert all(name.strip() for name in by_role[role]), f"{role}: {by_role[role]}"
     # Who listens is told a sentence now and then, and not each of the rows.
     assert page.run("[...document.querySelectorAll('[aria-live], [role=status]')].map((node) => node.id).sort().join()") == "spoken,waiting"
-    page.wait("/^\\d+ requests ended/.test(document.getElementById('spoken').textContent)")
+    page.wait("/^\\d+ requests? ended/.test(document.getElementById('spoken').textContent)")
 
 
 CONTRASTS = r"""
@@ -199,17 +199,193 @@ CONTRASTS = r"""
 """
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_can_be_read_in_both_colour_schemes(chromium, own_proxy, scheme):
-    ask(own_proxy, stack.CHAT, "c1")
-    ask(own_proxy, stack.FORBIDDEN, "c2")
-    page = chromium.open(own_proxy.operator + "/", scheme=scheme)
+OUTLINE = CONTRASTS.replace("const weak = [];", """
+  const blue = rgba(getComputedStyle(document.documentElement).getPropertyValue("--blue"));
+  const grounds = ["--panel", "--ground"].map((name) => rgba(getComputedStyle(document.documentElement).getPropertyValue(name)));
+  return Math.min(...grounds.map((ground) => { const [a, b] = [light(blue), light(ground)].sort((x, y) => y - x); return (a + .05) / (b + .05); }));
+  const weak = [];""")
+
+
+@pytest.fixture
+def busy(tmp_path):
+    """A proxy with everything that there is to see: a slot that is taken and one who waits for it, a backend that is drained, one whose
+    breaker is open for a model, and alerts of it."""
+    started = [stack.simulator("--tokens-per-second", "10", "--tokens", "3000"), stack.simulator()]
+    (tmp_path / "proxy.toml").write_text("[health]\nprobe_s = 0\nfailures = 1\nrest_s = 60\n[failover]\nbackends = 1\n")
+    urls = ",".join(url for _, url in started)
+    proxy = stack.Proxy(tmp_path / "p", urls, POLICY, BEHAVRY_CONFIG=tmp_path / "proxy.toml")
+    running = None
     try:
-        page.wait(in_row("recent-rows", "deny") + " && " + in_row("recent-rows", stack.CHAT))
+        proxy.command("backend", "drain", "ollama-2")
+        head = {"Authorization": f"Bearer {proxy.token}"}
+        assert stack.call(proxy.base + "/api/chat", CHAT_BODY | {"model": "fault-500-error"}, head).status == 500
+        ask(proxy, stack.FORBIDDEN, "busy-1")
+        ask(proxy, stack.CHAT, "busy-2")
+        running = streams.Streams(proxy.base, [(proxy.token, stack.CHAT)] * 2)
+        running.wait(1)
+        yield proxy
+    finally:
+        if running:
+            running.stop()
+        proxy.stop()
+        for program, _ in started:
+            program.stop()
+
+
+ALL_OF_IT = " && ".join([
+    in_row("running-rows", stack.CHAT, "answering"), in_row("running-rows", stack.CHAT, "queued", "for a free slot"),
+    in_row("recent-rows", "deny"), "document.querySelectorAll('#alert-list li').length >= 1",
+    "document.getElementById('queues').innerText.includes('1 waits')", "document.getElementById('backends').innerText.includes('drained')",
+])
+
+
+def test_what_waits_and_what_is_out_of_use_is_said_in_words(chromium, busy):
+    page = chromium.open(busy.operator + "/")
+    try:
+        page.wait(ALL_OF_IT)
+        page.wait("document.getElementById('queue-count').textContent === '1'")
+        page.wait("/^the first for \\d/.test(document.querySelector('#queues .note').textContent)")
+        page.wait("document.querySelector('#tile-running small').textContent === 'by 1 agent, 0 waiting for a first token, 1 queued'")
+        first, second = page.run("[...document.querySelectorAll('#backends li')].map((li) => [...li.querySelectorAll('.tag')].map((tag) => tag.textContent))")
+        assert (first, second) == (["up", "breaker open for fault-500-error"], ["up", "drained"])
+        alert = page.run("document.querySelector('#alert-list').innerText")
+        assert "breaker open" in alert and "gets no requests for fault-500-error" in alert
+        # The queue is found by its state, too.
+        page.run("document.getElementById('filter').value = 'queued'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+        page.wait("document.querySelectorAll('#running-rows tr').length === 1")
+        assert page.run(in_row("running-rows", "queued"))
+        busy.command("backend", "undrain", "ollama-2")
+        page.wait("!document.getElementById('backends').innerText.includes('drained')")
+    finally:
+        page.close()
+
+
+def test_a_screen_reader_hears_the_same_states_as_are_seen(chromium, busy):
+    page = chromium.open(busy.operator + "/")
+    try:
+        page.wait(ALL_OF_IT)
+        tree = page.accessibility()
+        said = [node["name"] for node in tree if node["role"] == "StaticText"]
+        for words in ("answering", "queued", "for a free slot", "drained", "breaker open for fault-500-error", "breaker open", "1 waits"):
+            assert words in said, words
+        lists = {node["name"].split(" ")[0] for node in tree if node["role"] == "list"}
+        assert {"Backends", "Queue", "Alerts"} <= lists, lists
+        for node in tree:
+            if node["role"] in ("button", "link", "searchbox", "radio", "region", "table", "list", "dialog", "group"):
+                assert node["name"].strip(), node
+        # What is only drawn is not read out.
+        assert not any(node["role"] in ("image", "img", "graphics-document") and not node["name"].strip() for node in tree)
+    finally:
+        page.close()
+
+
+# What would be called every ten seconds is kept, to be called when the test says so.
+KEPT_INTERVALS = "window.kept = []; window.setInterval = (call, ms) => { kept.push({ call, ms }); return kept.length; };"
+WATCHED = """
+window.changes = 0;
+for (const node of document.querySelectorAll('[aria-live], [role=status], [role=alert], [role=log]'))
+  new MutationObserver((all) => { window.changes += all.length; }).observe(node, { childList: true, characterData: true, subtree: true });
+"""
+
+
+def test_what_is_read_out_is_a_sentence_at_times_however_many_requests_come(chromium, own_proxy):
+    page = chromium.open(own_proxy.operator + "/", before=KEPT_INTERVALS)
+    try:
+        page.wait("document.querySelector('#connection').dataset.state === 'live'")
+        [pause_ms] = page.run("kept.map(({ ms }) => ms)")
+        assert pause_ms >= 5000
+        page.run(WATCHED)
+        for number in range(40):
+            ask(own_proxy, stack.CHAT if number % 4 else stack.FORBIDDEN, f"flood-{number}")
+        page.wait("document.getElementById('recent-count').textContent === '40'")
+        assert page.run("changes") == 0, "nothing is said of each"
+        page.run("kept[0].call()")
+        assert page.run("document.getElementById('spoken').textContent") == "40 requests ended, 10 of them refused."
+        assert page.run("changes") == 1
+        page.run("kept[0].call()")
+        assert page.run("changes") == 1, "nothing new is nothing said"
+    finally:
+        page.close()
+
+
+# Where the focus is, and whether it can be seen there: on the element itself, or on what stands for a radio button.
+FOCUS = """
+(() => {
+  const node = document.activeElement;
+  if (node === document.body) return null;
+  const shown = node.type === "radio" ? node.nextElementSibling : node;
+  const style = getComputedStyle(shown), box = shown.getBoundingClientRect();
+  const covered = document.querySelector("header").getBoundingClientRect().bottom;
+  return {
+    what: node.id || node.getAttribute("aria-labelledby") || node.value || node.textContent.trim(),
+    outline: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+    inside: box.bottom > 0 && box.top < innerHeight && box.width > 0 && box.height > 0,
+    free: node.closest("header") !== null || node.classList.contains("skip") || box.bottom > covered,
+  };
+})()
+"""
+
+
+def test_the_tabulator_goes_through_the_page_in_its_order_and_the_focus_is_seen(chromium, busy):
+    page = chromium.open(busy.operator + "/")
+    try:
+        page.wait(ALL_OF_IT)
+        page.press(" ", "Space", " ")  # paused: nothing moves under the focus
+        passed = []
+        while (focus := (page.press("Tab"), page.run(FOCUS))[1]) is not None and len(passed) < 40:
+            passed.append(focus)
+        names = [focus["what"] for focus in passed]
+        assert names[:6] == ["Skip to the recent requests", "filter", "pause", "dismiss", "running-title", "all"], names
+        assert names[6] == "recent-title" and names[-2:] == ["Metrics", "JSON"], names
+        assert len(names) == 9 + page.run("document.querySelectorAll('#recent-rows button').length"), "each row's record, and nothing twice"
+        assert [focus for focus in passed if not (focus["outline"] and focus["inside"] and focus["free"])] == []
+        # And back again, from the first link of the page to its end.
+        page.run("document.querySelector('.skip').focus()")
+        page.press("Enter", text="\r")
+        assert page.run("document.activeElement.id") == "recent-title"
+    finally:
+        page.close()
+
+
+def test_a_dialog_keeps_the_focus_and_gives_it_back(chromium, busy):
+    page = chromium.open(busy.operator + "/")
+    try:
+        page.wait(ALL_OF_IT)
+        page.run("document.querySelector('#recent-rows button').focus()")
+        name = page.run("document.activeElement.getAttribute('aria-label')")
+        page.press("Enter", text="\r")
+        page.wait("document.getElementById('details').open")
+        dialog = [node for node in page.accessibility() if node["role"] == "dialog"]
+        assert [node["name"] for node in dialog] == ["Record"]
+        for _ in range(3):
+            page.press("Tab")
+            assert page.run("document.activeElement === document.body || document.getElementById('details').contains(document.activeElement)")
+        page.press("Escape")
+        page.wait("!document.getElementById('details').open")
+        assert page.run("document.activeElement.getAttribute('aria-label')") == name
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read_in_both_colour_schemes(chromium, busy, scheme):
+    page = chromium.open(busy.operator + "/", scheme=scheme)
+    try:
+        page.wait(ALL_OF_IT)
         page.wait("document.querySelector('#connection').dataset.state === 'live'")
         ground = [int(part) for part in re.findall(r"\d+", page.run("getComputedStyle(document.documentElement).backgroundColor"))]
         assert (sum(ground) > 600) == (scheme == "light"), ground
         assert page.run(CONTRASTS) == [], "WCAG AA: 4.5 to 1"
+        page.run("document.getElementById('pause').click()")
+        page.wait("document.querySelector('#connection').dataset.state === 'paused'")
+        for state in ("connecting", "draining", "lost"):
+            page.run(f"document.querySelector('#connection').dataset.state = '{state}'")
+            assert page.run(CONTRASTS) == [], state
+        page.run("document.querySelector('#recent-rows button').click()")
+        page.wait("document.getElementById('details').open")
+        assert page.run(CONTRASTS) == [], "a record"
+        # The focus, and the borders of what can be operated, need 3 to 1.
+        assert page.run(OUTLINE) >= 3
     finally:
         page.close()
 

@@ -122,7 +122,7 @@ def test_each_alert_fires_for_whom_it_should_and_for_nobody_else(tmp_path):
         done = subprocess.run(["promtool", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
     tested = re.findall(r"alertname: (\w+)", (tmp_path / "alerts_test.yml").read_text())
-    assert sorted(tested) == sorted(re.findall(r"- alert: (\w+)", alert_text()))
+    assert set(tested) == set(re.findall(r"- alert: (\w+)", alert_text()))
 
 
 def test_the_dashboards_queries_are_promql(tmp_path):

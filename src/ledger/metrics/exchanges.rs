@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::labels::{ModelLabel, ModelSeries, Names, RoleLabel};
 use super::make::Make;
@@ -65,6 +65,7 @@ pub(super) struct Exchanges {
     duration_resolved: Vec<OnceLock<Histogram>>,
     added: Histogram,
     in_flight: IntGauge,
+    memory_bytes: IntGaugeVec,
     bytes_in: IntCounter,
     bytes_out: IntCounter,
     pub(super) tokens: IntCounterVec,
@@ -100,6 +101,12 @@ impl Exchanges {
             ADDED_SECONDS,
         );
         let in_flight = make.gauge("requests_in_flight", "Requests being served now.");
+        let memory_bytes = make.gauges(
+            "memory_bytes",
+            "Bytes held of request bodies (limits.bodies_in_memory_bytes) and of replies that clients have not taken yet \
+             (limits.replies_in_memory_bytes).",
+            &["of"],
+        );
         let bytes = make.counters("bytes_total", "Body bytes from clients (in) and to clients (out).", &["direction"]);
 
         let tokens = make.counters(
@@ -134,6 +141,7 @@ impl Exchanges {
             duration,
             added,
             in_flight,
+            memory_bytes,
             tokens,
             tokens_per_second,
             model_loads,
@@ -146,6 +154,11 @@ impl Metrics {
     pub fn request_began(&self) -> InFlight {
         self.exchanges.in_flight.inc();
         InFlight(self.exchanges.in_flight.clone())
+    }
+
+    /// `of`: requests or replies.
+    pub fn memory_held(&self, of: &'static str, bytes: usize) {
+        self.exchanges.memory_bytes.with_label_values(&[of]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The end of a request.

@@ -126,6 +126,14 @@ class Rows {
 
 // ---- running requests: changed in place
 
+// What a request is doing, in words; colour and sign only repeat them.
+const STATES = {
+  queued: ["odd", "queued", "for a free slot"],
+  waiting: ["", "waiting", "for the first token"],
+  answering: ["good", "answering", ""],
+  left: ["odd", "client left", "its model still loads"],
+};
+
 const running = new Map();
 const runningRows = new Rows("running");
 
@@ -133,8 +141,13 @@ class Running {
   constructor(entry) {
     this.decision = "allow";
     this.failed = false;
-    this.words = words(entry.agent_id, entry.model, entry.action, entry.target, "allow", entry.policy_reason, entry.request_id);
     this.entry = entry;
+  }
+
+  get words() {
+    const { entry } = this;
+    return words(entry.agent_id, entry.model, entry.action, entry.target, "allow", entry.policy_reason, entry.request_id,
+      (STATES[entry.state] ?? [])[1]);
   }
 
   take(entry) {
@@ -153,13 +166,21 @@ class Running {
     cell(tr, "model", entry.model ?? "–");
     cell(tr, "", `${entry.action} ${entry.target}`, "ollama-api · ollama-proxy");
     decisionCell(tr, "allow", entry.policy_reason);
+    const state = element("td");
+    this.state = { tag: element("span", "tag"), under: element("span", "under") };
+    state.append(this.state.tag, this.state.under);
+    tr.append(state);
     this.numbers = ["first", "speed", "chunks", "elapsed"].map(() => cell(tr, "num", ""));
     return tr;
   }
 
   write() {
     const { entry, numbers } = this;
-    write(numbers[0], known(entry.ttft_ms) ? duration(entry.ttft_ms) : "waiting");
+    const [kind, word, of] = STATES[entry.state] ?? ["", entry.state, ""];
+    if (this.state.tag.textContent !== word) this.state.tag.className = `tag ${kind}`;
+    write(this.state.tag, word);
+    write(this.state.under, of);
+    write(numbers[0], duration(entry.ttft_ms));
     write(numbers[1], known(this.rate) ? rate(this.rate) : "–");
     write(numbers[2], number(entry.chunks));
     write(numbers[3], duration(Math.floor(entry.elapsed_ms / 100) * 100));
@@ -169,6 +190,7 @@ class Running {
 function takeSnapshot(data) {
   count(data);
   if (paused) return;
+  showQueues(data.queues);
   let added = 0;
   const ids = new Set();
   for (const entry of data.running) {
@@ -350,12 +372,36 @@ function count(data) {
   if (paused) return;
   sample("requests", grown("requests"), `${number(sums.requests)} in all`);
   const agents = new Set(data.running.map((entry) => entry.agent_id)).size;
-  const waiting = data.running.filter((entry) => !known(entry.ttft_ms)).length;
-  const by = `by ${number(agents)} ${agents === 1 ? "agent" : "agents"}, ${number(waiting)} waiting for a first token`;
+  const waiting = data.running.filter((entry) => entry.state === "waiting").length;
+  const queued = data.queues.reduce((sum, queue) => sum + queue.waiting, 0);
+  const by = `by ${number(agents)} ${agents === 1 ? "agent" : "agents"}, ${number(waiting)} waiting for a first token`
+    + (queued ? `, ${number(queued)} queued` : "");
   sample("running", all, all ? by : "nothing runs", number);
   sample("tokens", grown("tokens"), `${number(totals.input_tokens)} in, ${number(totals.output_tokens)} out in all`);
   sample("refused", grown("refused"), `${number(totals.refused)} in all, ${number(totals.denied)} by policy, ${number(totals.escalated)} escalated`);
   if (totals.requests === 0 && all === 0 && recentRows.all.length === 0 && arrived.length === 0) showFirstRequest(data.public);
+}
+
+// ---- the queue
+
+const QUEUES_SHOWN = 12;
+
+function showQueues(queues) {
+  const all = queues.reduce((sum, queue) => sum + queue.waiting, 0);
+  at("queue").hidden = all === 0;
+  write(at("queue-count"), all ? number(all) : "");
+  spoken.queued = all;
+  const longest = [...queues].sort((a, b) => b.waiting - a.waiting).slice(0, QUEUES_SHOWN);
+  const list = at("queues");
+  while (list.children.length > longest.length) list.lastElementChild.remove();
+  longest.forEach(({ model, waiting, longest_ms }, i) => {
+    const li = list.children[i] ?? list.appendChild(element("li"));
+    if (!li.firstChild) li.append(element("strong"), element("span"), element("span", "note"));
+    const [name, depth, oldest] = li.children;
+    write(name, model || "no model");
+    write(depth, `${number(waiting)} ${waiting === 1 ? "waits" : "wait"}`);
+    write(oldest, `the first for ${duration(Math.floor(longest_ms / 100) * 100)}`);
+  });
 }
 
 // ---- backends
@@ -363,12 +409,20 @@ function count(data) {
 const inFlight = new Map();
 const MODELS_SHOWN = 12;
 
+// Open: it gets no requests for a while. Half open: one at a time, to see.
+function breakerTag(state, model) {
+  const [kind, words] = state === "open" ? ["bad", "breaker open"] : ["odd", "breaker half open"];
+  return element("span", `tag ${kind}`, model ? `${words} for ${model}` : words);
+}
+
 function showBackends(backends) {
   inFlight.clear();
   at("backends").replaceChildren(...backends.map((backend) => {
     const li = element("li");
     li.append(element("strong", "", backend.name), element("span", "where", backend.url));
     li.append(element("span", `tag ${backend.up ? "good" : "bad"}`, backend.up ? "up" : "unreachable"));
+    if (backend.drained) li.append(element("span", "tag odd", "drained"));
+    if (backend.breaker !== "closed") li.append(breakerTag(backend.breaker));
     const flying = element("span", "note", "idle");
     inFlight.set(backend.name, flying);
     li.append(flying);
@@ -377,6 +431,9 @@ function showBackends(backends) {
       chip.title = model;
       li.append(chip);
     }
+    const broken = Object.entries(backend.breakers);
+    for (const [model, breaker] of broken.slice(0, MODELS_SHOWN)) li.append(breakerTag(breaker, model));
+    if (broken.length > MODELS_SHOWN) li.append(element("span", "note", `and ${number(broken.length - MODELS_SHOWN)} more breakers`));
     const rest = backend.models_in_all - Math.min(MODELS_SHOWN, (backend.models ?? []).length);
     if (backend.models === null) li.append(element("span", "note", "models not read yet"));
     else if (rest > 0) li.append(element("span", "note", `and ${number(rest)} more models`));
@@ -396,7 +453,7 @@ function showAlert(alert) {
   list.prepend(li);
   while (list.children.length > ALERTS) list.lastElementChild.remove();
   at("alerts").hidden = false;
-  spoken.alert = alert.message;
+  spoken.alerts.push(alert.message);
 }
 
 // ---- the first request
@@ -502,14 +559,18 @@ addEventListener("keydown", (event) => {
 
 // ---- what a screen reader is told: a sentence now and then, never each request
 
-const spoken = { ended: 0, refused: 0, alert: null };
+const ALERTS_SPOKEN = 3;
+const spoken = { ended: 0, refused: 0, alerts: [], queued: 0, wasQueued: 0 };
 setInterval(() => {
-  if (paused || (!spoken.ended && !spoken.alert)) return;
-  const parts = [];
-  if (spoken.alert) parts.push(`Alert: ${spoken.alert}.`);
-  if (spoken.ended) parts.push(`${spoken.ended} requests ended${spoken.refused ? `, ${spoken.refused} of them refused` : ""}.`);
+  if (paused) return;
+  const { ended, refused, alerts, queued, wasQueued } = spoken;
+  const parts = alerts.slice(-ALERTS_SPOKEN).map((alert) => `Alert: ${alert}.`);
+  if (alerts.length > ALERTS_SPOKEN) parts.push(`${alerts.length - ALERTS_SPOKEN} more alerts.`);
+  if (queued > 0 !== wasQueued > 0) parts.push(queued ? `${queued} ${queued === 1 ? "request waits" : "requests wait"} in the queue.` : "The queue is empty.");
+  if (ended) parts.push(`${ended} ${ended === 1 ? "request" : "requests"} ended${refused ? `, ${refused} of them refused` : ""}.`);
+  if (parts.length === 0) return;
   write(at("spoken"), parts.join(" "));
-  Object.assign(spoken, { ended: 0, refused: 0, alert: null });
+  Object.assign(spoken, { ended: 0, refused: 0, alerts: [], wasQueued: queued });
 }, SPEAK_EVERY_MS);
 
 // ---- the feed

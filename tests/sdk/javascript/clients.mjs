@@ -16,6 +16,11 @@ async function all(stream) {
   return parts;
 }
 
+// Of a model, whichever list it is in.
+function whatIsKnown({ id, name, capabilities, context_length, loaded, backends, alias_of }) {
+  return { name: id ?? name, capabilities, context_length, loaded, backends, alias_of };
+}
+
 const cases = {
   async ollama_chat() {
     const reply = await ollama.chat({ model: CHAT, messages });
@@ -36,6 +41,12 @@ const cases = {
   },
   async ollama_list() {
     return { models: (await ollama.list()).models.map((model) => model.name) };
+  },
+  async ollama_view() {
+    const { models } = await ollama.list();
+    const shown = await ollama.show({ model: CHAT });
+    const running = (await ollama.ps()).models.map((model) => model.name);
+    return { models: models.map(whatIsKnown), running, family: shown.details.family, capabilities: shown.capabilities, version: (await ollama.version()).version };
   },
   async ollama_refused() {
     return { text: (await ollama.chat({ model: FORBIDDEN, messages })).message.content };
@@ -70,6 +81,10 @@ const cases = {
   },
   async openai_models() {
     return { models: (await all(openai.models.list())).map((model) => model.id) };
+  },
+  async openai_view() {
+    const models = await all(openai.models.list());
+    return { models: models.map(whatIsKnown), one: whatIsKnown(await openai.models.retrieve(EMBED)) };
   },
   async openai_refused() {
     return { text: (await openai.chat.completions.create({ model: FORBIDDEN, messages })).choices[0].message.content };
