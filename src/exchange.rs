@@ -122,8 +122,9 @@ pub struct Exchange {
     pub scrubber: Option<Scrubber>,
     /// Of a stream.
     pub mender: Option<Mender>,
-    /// Of a reply that is none.
+    /// Of a reply that is none, and its part of the memory for replies.
     pub whole: Option<Whole>,
+    pub whole_held: Option<Held>,
     /// Of a stream that is converted.
     pub events: Option<convert::Events>,
     /// Bytes of a body that is passed on as it comes.
@@ -235,6 +236,7 @@ impl Exchange {
             scrubber: None,
             mender: None,
             whole: None,
+            whole_held: None,
             events: None,
             streamed_bytes: 0,
             status: None,

@@ -212,7 +212,8 @@ pub struct Limits {
     /// Default 8 MiB, more than a long answer.
     #[serde(deserialize_with = "values::whole::<_, _, 65_536, 0x4000_0000>")]
     pub reply_buffer_bytes: usize,
-    /// The same for all clients together, beyond 64 KiB each. Default 512 MiB, 64 such buffers: as much as request bodies may take.
+    /// The same for all clients together, beyond 64 KiB each, with the replies that are held to be judged. Default 512 MiB, 64 such
+    /// buffers: as much as request bodies may take.
     #[serde(deserialize_with = "values::whole::<_, _, 1, 0x100_0000_0000>")]
     pub replies_in_memory_bytes: usize,
     /// A client with unsent bytes that takes fewer than `slow_reader_floor_bytes` in this time is cut (`slow_client`). Default 30000

@@ -25,6 +25,8 @@ use crate::wire::{Endpoint, Kind, convert};
 
 /// What the audit says of a reply that ended without its end.
 const NO_END: &str = "the backend's reply has no end";
+/// And of one that had to be held, and could not be.
+const NO_ROOM: &str = "replies take all of limits.replies_in_memory_bytes";
 
 /// The headers of a backend that reach a client; everything else ends here.
 static PASSED_ON: [HeaderName; 7] = [
@@ -95,6 +97,7 @@ impl Gateway {
             }
             if framing == Framing::Json {
                 exchange.whole = Some(Whole::new(endpoint, self.site.held_reply_bytes));
+                exchange.whole_held = Some(self.site.replies.share());
                 exchange.link.hold_head();
                 exchange.status = None; // nothing of it is sent yet
             } else {
@@ -347,22 +350,26 @@ fn say_what_is_missing(exchange: &mut Exchange) -> Option<Vec<u8>> {
 fn pass_whole(exchange: &mut Ticket, body: &mut Option<Bytes>, end: bool) {
     let facts: &mut Exchange = exchange;
     let Some(whole) = &mut facts.whole else { return };
-    if let Some(bytes) = body.take()
-        && let Err(too_long) = whole.push(&bytes)
-    {
-        if facts.converted {
-            facts.refusal = Some(Refusal::backend_cut(convert::TOO_LONG));
-            exchange.link.spoil();
+    if let Some(bytes) = body.take() {
+        let has_room = facts.whole_held.as_mut().is_none_or(|held| held.grow(bytes.len()).is_ok());
+        let pushed = whole.push(&bytes).and_then(|()| if has_room { Ok(()) } else { Err(whole.take()) });
+        if let Err(unjudged) = pushed {
+            facts.whole_held = None;
+            if facts.converted {
+                facts.refusal = Some(Refusal::backend_cut(if has_room { convert::TOO_LONG } else { NO_ROOM }));
+                exchange.link.spoil();
+                return;
+            }
+            facts.whole = None;
+            facts.status = facts.upstream_status;
+            *body = Some(unjudged);
             return;
         }
-        facts.whole = None;
-        facts.status = facts.upstream_status;
-        *body = Some(too_long);
-        return;
     }
     if !end {
         return;
     }
+    facts.whole_held = None; // from now on it is unsent
     let usage = facts.meter.as_mut().map(|meter| meter.finish()).unwrap_or_default();
     let mut answer = if whole.is_answer(&usage) { Ok(whole.take()) } else { Err(NO_END) };
     if let (Ok(chat), Some(conversion)) = (&answer, facts.conversion.take()) {

@@ -12,6 +12,7 @@ use tokio::net::TcpSocket;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::client::{Connection, End, Request};
+use crate::h2_client::{self, H2};
 use crate::house::{House, PATIENCE, Plan, until_tried, wait_until_async};
 use crate::puppet::{Hand, Puppet};
 
@@ -392,6 +393,26 @@ async fn a_load_is_gone_on_with_for_so_long_and_no_longer_and_a_cut_ends_it_at_o
     assert_eq!(record["error"], "the client left, and the load of its model was cancelled later");
 }
 
+/// Dropping the stream resets it; the connection stays.
+#[tokio::test]
+async fn a_stream_of_http_2_that_is_reset_during_a_load_is_no_other_client() {
+    let mut loader = Loader::listen().await;
+    let house = house_before(&[&loader], SHIELD).await;
+    let mut h2 = H2::open(house.public).await;
+    let body = chat("llama3.2", json!({})).to_string();
+    let request = Request::post("/api/chat", chat("llama3.2", json!({}))).bearer(&house.token()).id("load");
+    let mut asked = h2.ask(&request, Some(body.len())).await;
+    h2_client::write(&mut asked.body, body.into()).await;
+    let mut backend = loader.chat().await;
+    drop(asked);
+    noticed(&house).await;
+    backend.open_stream("application/x-ndjson").await;
+    backend.closed().await;
+    let record = house.final_of("load").await;
+    assert_eq!(record["extra"]["outcome"], "client_abort");
+    assert_eq!(record["error"], "the client left, and its model was loaded all the same");
+}
+
 /// Ollama leaks a handler for a request that is closed before its scheduler saw it.
 #[tokio::test]
 async fn a_request_just_sent_is_left_alone_for_a_moment() {
@@ -606,6 +627,41 @@ async fn a_reader_that_is_slower_than_the_backend_gets_all_of_it() {
         assert_eq!(record["extra"]["outcome"], "complete", "{id}");
         assert_eq!(record["extra"]["output_tokens"], 131_072, "{id}");
         assert_eq!(unsent_bytes(&house).await, 0, "{id}");
+    }
+}
+
+/// Half a reply that is not streamed waits for the other half, as nobody can say yet whether it is an answer.
+#[tokio::test]
+async fn what_is_held_to_be_judged_takes_part_of_the_same_memory_and_passes_where_there_is_no_room() {
+    for (limit_bytes, waits) in [(100_000, true), (1_000, false)] {
+        let puppet = Puppet::listen().await;
+        let config = format!("[limits]\nreplies_in_memory_bytes = {limit_bytes}");
+        let house = House::with(Plan { config, backend: Some(puppet.url()), ..Plan::default() }).await;
+        let text = "a".repeat(5_000);
+        let reply = json!({ "message": { "content": text }, "done": true, "prompt_eval_count": 5, "eval_count": 3 });
+        let reply = reply.to_string();
+        let (first, rest) = reply.split_at(2_000);
+        let mut client = Connection::open(house.public).await;
+        let body = chat("m", json!({ "stream": false }));
+        client.send(&Request::post("/api/chat", body).bearer(&house.token()).id("whole")).await;
+        let mut backend = puppet.asked().await;
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", reply.len());
+        backend.say(head + first).await;
+        if waits {
+            wait_until_async("half a reply", async || (unsent_bytes(&house).await == 2_000).then_some(())).await;
+        } else {
+            assert_eq!(client.head().await.expect("before the rest").0, 200);
+        }
+        backend.say(rest).await;
+        if waits {
+            assert_eq!(client.reply(false).await.expect("a reply").body, reply.as_bytes());
+        } else {
+            while client.unread.len() < reply.len() && client.more().await {}
+            assert_eq!(client.unread, reply.as_bytes());
+        }
+        assert_eq!(house.final_of("whole").await["extra"]["outcome"], "complete");
+        assert_eq!(unsent_bytes(&house).await, 0);
     }
 }
 

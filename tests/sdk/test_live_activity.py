@@ -247,7 +247,9 @@ def test_what_waits_and_what_is_out_of_use_is_said_in_words(chromium, busy):
         page.wait("/^the first for \\d/.test(document.querySelector('#queues .note').textContent)")
         page.wait("document.querySelector('#tile-running small').textContent === 'by 1 agent, 0 waiting for a first token, 1 queued'")
         first, second = page.run("[...document.querySelectorAll('#backends li')].map((li) => [...li.querySelectorAll('.tag')].map((tag) => tag.textContent))")
-        assert (first, second) == (["up", "breaker open for fault-500-error"], ["up", "drained"])
+        # It rests for a minute at most, and is half open then: a page may be slower than that.
+        assert first in (["up", "breaker open for fault-500-error"], ["up", "breaker half open for fault-500-error"])
+        assert second == ["up", "drained"]
         alert = page.run("document.querySelector('#alert-list').innerText")
         assert "breaker open" in alert and "gets no requests for fault-500-error" in alert
         # The queue is found by its state, too.
@@ -266,8 +268,9 @@ def test_a_screen_reader_hears_the_same_states_as_are_seen(chromium, busy):
         page.wait(ALL_OF_IT)
         tree = page.accessibility()
         said = [node["name"] for node in tree if node["role"] == "StaticText"]
-        for words in ("answering", "queued", "for a free slot", "drained", "breaker open for fault-500-error", "breaker open", "1 waits"):
+        for words in ("answering", "queued", "for a free slot", "drained", "breaker open", "1 waits"):
             assert words in said, words
+        assert {"breaker open for fault-500-error", "breaker half open for fault-500-error"} & set(said)
         lists = {node["name"].split(" ")[0] for node in tree if node["role"] == "list"}
         assert {"Backends", "Queue", "Alerts"} <= lists, lists
         for node in tree:

@@ -103,8 +103,8 @@ impl Exchanges {
         let in_flight = make.gauge("requests_in_flight", "Requests being served now.");
         let memory_bytes = make.gauges(
             "memory_bytes",
-            "Bytes held of request bodies (limits.bodies_in_memory_bytes) and of replies that clients have not taken yet \
-             (limits.replies_in_memory_bytes).",
+            "Bytes held of request bodies (limits.bodies_in_memory_bytes), and of replies that are judged first or that clients have \
+             not taken yet (limits.replies_in_memory_bytes).",
             &["of"],
         );
         let bytes = make.counters("bytes_total", "Body bytes from clients (in) and to clients (out).", &["direction"]);
