@@ -99,6 +99,12 @@ pub struct Exchange {
     pub placement: Option<String>,
     /// Backends that were tried and came to nothing, in order; the last may be the leased one.
     pub tried: Vec<Tried>,
+    /// How many of them were tried with another model, of whose fallbacks one runs now.
+    pub tried_before: usize,
+    /// The request as it was before it was made to fit the model that runs; while others may still run in its place.
+    pub unfitted: Option<Unfitted>,
+    /// Another model runs from the next attempt on.
+    pub refit: bool,
     /// When the first attempt began.
     pub attempted: Option<Instant>,
     /// The next attempt takes no pooled connection: one was dead, and the others may be.
@@ -143,6 +149,13 @@ pub struct Exchange {
 pub struct Tried {
     pub place: usize,
     pub failed: Failed,
+}
+
+/// A request before anything in it was changed for the model that runs.
+pub struct Unfitted {
+    pub body: Option<Bytes>,
+    /// How many of the exchange's filters had fired.
+    pub filters: usize,
 }
 
 /// What a policy said of a request that it refused.
@@ -221,6 +234,9 @@ impl Exchange {
             lease: None,
             placement: None,
             tried: Vec::new(),
+            tried_before: 0,
+            unfitted: None,
+            refit: false,
             attempted: None,
             fresh_connection: false,
             attempts: 0,
@@ -249,6 +265,12 @@ impl Exchange {
     pub fn model(&self) -> Option<&ModelRef> {
         let asked = || self.ask.as_ref().and_then(|ask| ask.model.as_ref());
         self.permit.as_ref().and_then(|permit| permit.model()).or_else(asked)
+    }
+
+    /// The attempts that count for the model that runs now: that a backend has not got another one says nothing.
+    pub fn tried(&self) -> impl Iterator<Item = Tried> {
+        let counts = |(i, tried): &(usize, &Tried)| *i >= self.tried_before || tried.failed != Failed::Absent;
+        self.tried.iter().enumerate().filter(counts).map(|(_, tried)| *tried)
     }
 
     /// The model that runs, where another was asked for.

@@ -9,10 +9,9 @@ use std::collections::HashMap;
 pub use hours::Hours;
 
 use crate::config::{self, Setting, Span};
-use crate::wire::ModelRef;
 use crate::wire::keep_alive::KeepAlive;
-use crate::wire::model;
 use crate::wire::rewrite::settings::{Rule, Rules};
+use crate::wire::{Ask, Endpoint, Kind, ModelRef, model};
 
 /// The name of the table that holds for all models without one.
 const OTHERS: &str = "*";
@@ -119,6 +118,16 @@ impl Models {
     /// What may run for a name, best first; `None`: only the model of that name.
     pub fn targets(&self, asked: &ModelRef) -> Option<&[ModelRef]> {
         self.chains.get(&asked.canonical()).map(|chain| chain.targets.as_slice())
+    }
+
+    /// What may run for a request: nobody manages a model by an alias, and a list has none.
+    pub fn targets_for(&self, endpoint: Endpoint, ask: &Ask) -> Vec<ModelRef> {
+        match endpoint.kind() {
+            Kind::Infer | Kind::Read => {
+                ask.model.as_ref().and_then(|asked| self.targets(asked)).unwrap_or_default().to_vec()
+            }
+            _ => Vec::new(),
+        }
     }
 
     pub fn is_alias(&self, asked: &ModelRef) -> bool {

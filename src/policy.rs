@@ -112,6 +112,8 @@ pub struct Permit {
     model: Option<ModelRef>,
     /// What may run in its place; each was decided.
     targets: Vec<ModelRef>,
+    /// What it was for, before it fell back.
+    before: Option<ModelRef>,
     others: Vec<ModelRef>,
     endpoint: Endpoint,
     policy_id: &'static str,
@@ -130,13 +132,30 @@ impl Permit {
         &self.targets
     }
 
-    /// From now on the permit is for the first of its targets that `can_be_served`, or for the first of all where none can.
-    pub fn narrow(&mut self, can_be_served: impl Fn(&ModelRef) -> bool) {
-        let chosen = self.targets.iter().position(can_be_served).unwrap_or(0);
-        if chosen < self.targets.len() {
-            self.model = Some(self.targets.swap_remove(chosen));
-            self.targets.clear();
+    /// From now on the permit is for the first of its targets that `can_be_served`, or for the first of all where none can. Those that do
+    /// not `may_run` are none any more; false: then none is left.
+    pub fn narrow(&mut self, may_run: impl Fn(&ModelRef) -> bool, can_be_served: impl Fn(&ModelRef) -> bool) -> bool {
+        self.targets.retain(may_run);
+        if self.targets.is_empty() {
+            return false;
         }
+        if !self.fall_back(can_be_served) {
+            self.model = Some(self.targets.remove(0));
+        }
+        true
+    }
+
+    /// From now on the permit is for the next of its targets that `can_be_served`, if there is one.
+    pub fn fall_back(&mut self, can_be_served: impl Fn(&ModelRef) -> bool) -> bool {
+        let Some(chosen) = self.targets.iter().position(can_be_served) else { return false };
+        let next = self.targets.drain(..=chosen).next_back();
+        self.before = std::mem::replace(&mut self.model, next);
+        true
+    }
+
+    /// The target was of no use: the permit is for the model that it was for before.
+    pub fn step_back(&mut self) {
+        self.model = self.before.take().or_else(|| self.model.take());
     }
 
     /// Further models that the request names; each was decided.
@@ -356,6 +375,7 @@ impl Policy {
         Permit {
             model: facts.ask.model.clone(),
             targets: Vec::new(),
+            before: None,
             others: facts.ask.others.clone(),
             endpoint: facts.endpoint,
             policy_id: allowed.policy_id,

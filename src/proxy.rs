@@ -29,6 +29,7 @@ mod forward;
 mod pull;
 mod queue;
 mod reply;
+pub mod steps;
 mod tokens;
 mod views;
 

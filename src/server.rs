@@ -148,10 +148,9 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
         for place in 0..site.pool.backends().len() {
             let site = Arc::clone(&site);
             tokio::spawn(async move {
-                let backend = &site.pool.backends()[place];
                 tokio::join!(
                     catalogue::keep_fresh(&site.pool, place, &site.client, &site.ledger.metrics, pace),
-                    warm::keep_warm(backend, &site.client, &site.models, &site.ledger.metrics, pace.loaded),
+                    warm::keep_warm(&site.pool, place, &site.client, &site.models, &site.ledger.metrics, pace.loaded),
                 );
             });
         }

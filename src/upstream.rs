@@ -12,7 +12,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::ledger::Receipt;
@@ -34,9 +34,10 @@ pub use backend::Backend;
 pub use catalogue::{Catalogue, Known};
 pub use placement::Reason;
 
-use self::dispatch::{Dispatch, NoSlot, Slot};
+use self::dispatch::{Dispatch, NoSlot, PreloadSlot, Slot};
+use self::health::Failed;
 use self::placement::{Candidate, Has};
-use self::scheduler::{Class, Full, Inventory, Measured, Want};
+use self::scheduler::{Class, Full, Inventory, Judge, Measured, Outlook, State, Trial, Want};
 
 /// Of a body that is at least so long, its beginning tells the conversation: prompts that are shorter cost next to nothing to read again.
 const TELLING_BYTES: usize = 2048;
@@ -97,9 +98,7 @@ impl Pool {
     pub fn new(backends: Vec<Backend>, manage: Option<usize>, settings: scheduler::Settings) -> Pool {
         let for_scheduler = backends.iter().map(Backend::for_scheduler).collect();
         let backends: Vec<Arc<Backend>> = backends.into_iter().map(Arc::new).collect();
-        let judged = backends.clone();
-        let judge = move |place: usize, model: &str| judged[place].standing(model, Instant::now());
-        let dispatch = Dispatch::new(settings, for_scheduler, Box::new(judge));
+        let dispatch = Dispatch::new(settings, for_scheduler, Box::new(Breakers(backends.clone())));
         Pool { backends, manage, turn: AtomicUsize::new(0), dispatch, hasher: RandomState::new() }
     }
 
@@ -126,18 +125,35 @@ impl Pool {
     /// The right to send one request. It cannot be had without the policy's consent and the ledger's receipt.
     pub fn lease(&self, permit: &Permit, _receipt: &Receipt, errand: &Errand<'_>) -> Result<Lease, NoBackend> {
         let model = permit.model().map(|model| model.canonical());
-        let (place, reason) = match self.named(permit, errand)? {
-            Some(place) if errand.tried.contains(&place) => return Err(NoBackend::NoneLeft),
-            Some(place) => (place, Reason::Named),
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let (place, reason) = self.place(permit, model.as_deref(), errand, turn)?;
+        let trial = self.backends[place].begins(model.as_deref(), Instant::now());
+        Ok(self.lease_of(place, model, reason.as_str(), trial, None))
+    }
+
+    /// Which backend [`Pool::lease`] would take now, and why; nothing is done.
+    pub fn outlook(&self, permit: &Permit, errand: &Errand<'_>) -> Result<(Arc<Backend>, Reason), NoBackend> {
+        let model = permit.model().map(|model| model.canonical());
+        let turn = self.turn.load(Ordering::Relaxed);
+        let (place, reason) = self.place(permit, model.as_deref(), errand, turn)?;
+        Ok((Arc::clone(&self.backends[place]), reason))
+    }
+
+    fn place(
+        &self,
+        permit: &Permit,
+        model: Option<&str>,
+        errand: &Errand<'_>,
+        turn: usize,
+    ) -> Result<(usize, Reason), NoBackend> {
+        match self.named(permit, errand)? {
+            Some(place) if errand.tried.contains(&place) => Err(NoBackend::NoneLeft),
+            Some(place) => Ok((place, Reason::Named)),
             None => {
-                let candidates = self.candidates(permit, model.as_deref(), errand);
-                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-                placement::choose(&candidates, turn).ok_or(NoBackend::NoneLeft)?
+                let candidates = self.candidates(permit, model, errand);
+                placement::choose(&candidates, turn).ok_or(NoBackend::NoneLeft)
             }
-        };
-        let backend = Arc::clone(&self.backends[place]);
-        backend.begin(model.as_deref(), Instant::now());
-        Ok(Lease { backend, model, reason: reason.as_str(), slot: None })
+        }
     }
 
     /// The same for a request that a model computes, which waits until a backend has a slot for it. Whoever drops the future has left
@@ -151,14 +167,13 @@ impl Pool {
     ) -> Result<Lease, NoBackend> {
         self.tell_first_inventories();
         let model = permit.model().map(|model| model.canonical());
-        let want = self.want(permit, model.as_deref().unwrap_or_default(), errand, wish);
-        let is_only = self.has_one_for(&want);
-        let slot = self.dispatch.slot(want).await.map_err(|no| match no {
-            NoSlot::Full(full) => NoBackend::Full(full),
-            NoSlot::Expired => NoBackend::Expired,
-            NoSlot::Nowhere => NoBackend::NoneLeft,
-        })?;
-        Ok(self.lease_of(slot, model, is_only))
+        let slot =
+            self.dispatch.slot(self.want(permit, model.as_deref(), errand, wish)).await.map_err(|no| match no {
+                NoSlot::Full(full) => NoBackend::Full(full),
+                NoSlot::Expired => NoBackend::Expired,
+                NoSlot::Nowhere => NoBackend::NoneLeft,
+            })?;
+        Ok(self.lease_of_slot(slot, model))
     }
 
     /// The same for one that has waited and has failed elsewhere: it is counted as every other, and does not wait again.
@@ -170,34 +185,40 @@ impl Pool {
         wish: Wish,
     ) -> Result<Lease, NoBackend> {
         let model = permit.model().map(|model| model.canonical());
-        let want = self.want(permit, model.as_deref().unwrap_or_default(), errand, wish);
-        let is_only = self.has_one_for(&want);
-        self.dispatch.at_once(&want).map(|slot| self.lease_of(slot, model, is_only)).ok_or(NoBackend::NoneLeft)
+        let want = self.want(permit, model.as_deref(), errand, wish);
+        self.dispatch.at_once(&want).map(|slot| self.lease_of_slot(slot, model)).ok_or(NoBackend::NoneLeft)
     }
 
-    /// Whether there is nothing to choose.
-    fn has_one_for(&self, want: &Want) -> bool {
-        self.backends.iter().filter(|backend| !backend.is_drained() && !want.barred.contains(&backend.place)).count()
-            == 1
+    /// What would become of such a request if it came now; nothing is done.
+    pub fn queue_outlook(&self, permit: &Permit, errand: &Errand<'_>, wish: Wish) -> Result<Outlook, NoBackend> {
+        self.tell_first_inventories();
+        let model = permit.model().map(|model| model.canonical());
+        self.dispatch.outlook(&self.want(permit, model.as_deref(), errand, wish)).map_err(NoBackend::Full)
     }
 
-    fn lease_of(&self, slot: Slot, model: Option<String>, is_only: bool) -> Lease {
-        let backend = Arc::clone(&self.backends[slot.backend()]);
-        backend.begin(model.as_deref(), Instant::now());
-        let reason = if is_only { Reason::Only.as_str() } else { slot.reason().as_str() };
-        Lease { backend, model, reason, slot: Some(slot) }
+    fn lease_of_slot(&self, slot: Slot, model: Option<String>) -> Lease {
+        self.lease_of(slot.backend(), model, slot.reason().as_str(), slot.trial(), Some(slot))
     }
 
-    fn want(&self, permit: &Permit, model: &str, errand: &Errand<'_>, wish: Wish) -> Want {
-        let any_read = errand.only_read && self.backends.iter().any(|backend| backend.catalogue.is_read());
+    fn lease_of(
+        &self,
+        place: usize,
+        model: Option<String>,
+        reason: &'static str,
+        trial: Trial,
+        slot: Option<Slot>,
+    ) -> Lease {
+        let backend = Arc::clone(&self.backends[place]);
+        backend.count();
+        Lease { backend, model, reason, slot, trial, is_judged: AtomicBool::new(false) }
+    }
+
+    fn want(&self, permit: &Permit, model: Option<&str>, errand: &Errand<'_>, wish: Wish) -> Want {
         let barred = self.backends.iter().filter(|backend| {
-            errand.tried.contains(&backend.place)
-                || (errand.only_holding && backend.catalogue.has(model) == Has::Absent)
-                || permit.model().is_some_and(|model| !backend.may_serve(model))
-                || (any_read && !backend.catalogue.is_read())
+            errand.tried.contains(&backend.place) || permit.model().is_some_and(|model| !backend.may_serve(model))
         });
         Want {
-            model: model.into(),
+            model: model.unwrap_or_default().into(),
             agent: wish.agent,
             class: wish.class,
             input_bytes: wish.input_bytes,
@@ -206,6 +227,8 @@ impl Pool {
             streams: wish.streams,
             deadline: wish.deadline,
             barred: barred.map(|backend| backend.place).collect(),
+            only_read: errand.only_read,
+            only_holding: errand.only_holding,
         }
     }
 
@@ -236,13 +259,34 @@ impl Pool {
         self.dispatch.seen(place, &Inventory { held: held.as_deref(), loaded: loaded.as_deref() });
     }
 
-    /// The right to ask every backend for what is shown as one; those that are down are left out while another is up.
-    pub fn each(&self, _permit: &Permit, _receipt: &Receipt) -> Vec<Arc<Backend>> {
-        let up: Vec<_> = self.backends.iter().filter(|backend| backend.is_up()).map(Arc::clone).collect();
-        if up.is_empty() { self.backends.clone() } else { up }
+    /// The right to ask every backend for what is shown as one: not those that are drained, and of the others not those that are down
+    /// while another is up.
+    pub fn each(&self, _permit: &Permit, _receipt: &Receipt) -> Result<Vec<Arc<Backend>>, NoBackend> {
+        self.asked_for_lists().ok_or(NoBackend::NoneLeft)
     }
 
-    /// Management changes one machine, and somebody says which; anything else is placed.
+    /// The same, without the right to do it.
+    pub fn asked_for_lists(&self) -> Option<Vec<Arc<Backend>>> {
+        let in_use: Vec<_> = self.backends.iter().filter(|backend| !backend.is_drained()).map(Arc::clone).collect();
+        let up: Vec<_> = in_use.iter().filter(|backend| backend.is_up()).map(Arc::clone).collect();
+        Some(if up.is_empty() { in_use } else { up }).filter(|backends| !backends.is_empty())
+    }
+
+    /// The backends that should hold a model, drained ones too.
+    pub fn holders(&self, model: &ModelRef) -> Vec<Arc<Backend>> {
+        self.backends.iter().filter(|backend| backend.may_serve(model)).map(Arc::clone).collect()
+    }
+
+    /// The right to load a model on a backend before anybody asks for it. `None`: it would be in a request's way.
+    pub fn preload(&self, place: usize, canonical: &str) -> Option<Preload> {
+        self.dispatch.preload(place, canonical).map(|slot| {
+            let backend = Arc::clone(&self.backends[place]);
+            backend.count();
+            Preload { backend, slot }
+        })
+    }
+
+    /// Management changes one machine, and somebody says which; anything else is placed. A drained one is reached by its name only.
     fn named(&self, permit: &Permit, errand: &Errand<'_>) -> Result<Option<usize>, NoBackend> {
         if permit.endpoint().kind() != Kind::Manage {
             return Ok(None);
@@ -253,7 +297,10 @@ impl Pool {
                 found.map(Some).ok_or(NoBackend::UnknownName)
             }
             None if self.backends.len() == 1 => Ok(None),
-            None => self.manage.map(Some).ok_or(NoBackend::Unnamed),
+            None => match self.manage.ok_or(NoBackend::Unnamed)? {
+                place if self.backends[place].is_drained() => Err(NoBackend::NoneLeft),
+                place => Ok(Some(place)),
+            },
         }
     }
 
@@ -281,6 +328,31 @@ impl Pool {
     }
 }
 
+/// A load that nobody waits for, counted until dropped.
+pub struct Preload {
+    backend: Arc<Backend>,
+    pub slot: PreloadSlot,
+}
+
+impl Drop for Preload {
+    fn drop(&mut self) {
+        self.backend.uncount();
+    }
+}
+
+/// What the scheduler is told of the backends' health.
+struct Breakers(Vec<Arc<Backend>>);
+
+impl Judge for Breakers {
+    fn state(&self, backend: usize, model: &str) -> State {
+        self.0[backend].standing(model, Instant::now())
+    }
+
+    fn begins(&self, backend: usize, model: &str) -> Trial {
+        self.0[backend].begins(Some(model), Instant::now())
+    }
+}
+
 /// A backend in use, counted until dropped.
 pub struct Lease {
     backend: Arc<Backend>,
@@ -289,6 +361,9 @@ pub struct Lease {
     reason: &'static str,
     /// Of a request that a model computes.
     slot: Option<Slot>,
+    trial: Trial,
+    /// Health has heard what became of it.
+    is_judged: AtomicBool,
 }
 
 impl Lease {
@@ -309,6 +384,18 @@ impl Lease {
     /// Whether the backend will have to load the model, as far as is known.
     pub fn loads(&self) -> bool {
         self.slot.as_ref().is_some_and(Slot::is_cold)
+    }
+
+    /// The backend does what it should.
+    pub fn succeeded(&self) {
+        self.is_judged.store(true, Ordering::Relaxed);
+        self.backend.succeeded(self.model());
+    }
+
+    /// The attempt came to nothing.
+    pub fn failed(&self, how: Failed) {
+        self.is_judged.store(true, Ordering::Relaxed);
+        self.backend.failed(self.model(), how, Instant::now());
     }
 
     /// The request is on its way.
@@ -338,6 +425,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.backend.end();
+        if !self.is_judged.load(Ordering::Relaxed) {
+            self.backend.gives_up(self.model(), self.trial);
+        }
+        self.backend.uncount();
     }
 }

@@ -67,6 +67,8 @@ pub fn measure() {
             streams: true,
             deadline: now + Duration::from_secs(300),
             barred: Vec::new(),
+            only_read: false,
+            only_holding: false,
         };
         let is_full = running.len() >= STREAMS * 9 / 10;
         let began = Instant::now();

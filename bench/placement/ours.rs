@@ -93,6 +93,8 @@ impl Policy for Ours {
             streams: true,
             deadline: self.at(now_s + DAY_S),
             barred: Vec::new(),
+            only_read: false,
+            only_holding: false,
         };
         let waiter = self.scheduler.arrive(self.at(now_s), want).expect("the queue has no bounds here");
         self.waiters.insert(waiter, request);

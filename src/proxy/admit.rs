@@ -1,14 +1,15 @@
 //! Decides whether a request may go to a backend. The order is the security argument: who, what, may they, written down.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pingora::prelude::*;
 use pingora_proxy::Session;
 
 use super::Gateway;
+use super::steps::{self, Asked as Whom};
 use crate::door::{REFUSED, Ticket};
-use crate::exchange::{Exchange, Fault, PolicyWord, Requester};
+use crate::exchange::{Exchange, Fault, PolicyWord, Requester, Unfitted};
 use crate::identity::{self, Asked, Caller, Identified, Rejection, cause, device};
 use crate::intake::{self, Encodings, Unread};
 use crate::ledger::Way;
@@ -17,10 +18,10 @@ use crate::policy::{self, Denial, DenialKind, Facts};
 use crate::refusal::Refusal;
 use crate::route::{self, Route};
 use crate::upstream::placement::Has;
-use crate::upstream::{Backend, Errand, NoBackend};
+use crate::upstream::{Backend, Errand};
 use crate::wire::ask::{self, AskError};
 use crate::wire::rewrite::{Assignment, UsageHider, settings};
-use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Filter, Kind, ModelRef, Source, model, rewrite};
+use crate::wire::{Ask, BodyRule, Dialect, Endpoint, Filter, Kind, ModelRef, model, rewrite};
 
 /// What `request_filter` has come to.
 pub enum Admitted {
@@ -33,14 +34,11 @@ pub enum Admitted {
 impl Gateway {
     /// More requests at once than are allowed are answered at once.
     pub(super) fn bound_in_flight(&self, _session: &mut Session, exchange: &mut Ticket) -> Result<()> {
-        if self.site.is_draining() {
-            exchange.refusal = Some(Refusal::shutting_down());
-        } else if self.site.live.running() > self.site.in_flight {
-            exchange.refusal = Some(Refusal::queue_full("limits.in_flight requests are being served"));
-        } else {
-            return Ok(());
+        exchange.refusal = steps::turned_away(&self.site, 0);
+        match exchange.refusal {
+            None => Ok(()),
+            Some(_) => Error::e_explain(REFUSED, "before the request filter"),
         }
-        Error::e_explain(REFUSED, "before the request filter")
     }
 
     pub(super) async fn admit(
@@ -87,33 +85,30 @@ impl Gateway {
         let caller = self.identify(session, exchange).await?;
         caller.may(endpoint.kind()).map_err(Refusal::insufficient_scope)?;
         self.inspect(endpoint, model_in_path, session, exchange).await?;
-        self.name_targets(endpoint, exchange);
+        if let Some(ask) = &exchange.ask {
+            exchange.targets = self.site.models.targets_for(endpoint, ask);
+        }
         self.refuse_egress(exchange)?;
         if endpoint.kind() == Kind::List {
             return self.answer_list(endpoint, session, exchange).await;
         }
         if endpoint.kind() == Kind::Manage {
             exchange.named_backend = named_backend(session)?;
-            self.refuse_registry(endpoint, exchange)?;
+            if let Some(ask) = &exchange.ask {
+                steps::refuse_registry(&self.site, endpoint, ask)?;
+            }
         }
         let class = self.class(session, &caller);
         self.authorize(endpoint, exchange)?;
         self.know_models(exchange).await?;
         self.settle_on_model(endpoint, exchange)?;
         self.write_down(exchange).await?;
-        match endpoint {
-            Endpoint::Model => return self.answer_model(session, exchange).await,
-            Endpoint::Pull if exchange.named_backend.is_none() && self.site.pool.backends().len() > 1 => {
-                return self.pull_everywhere(session, exchange).await;
-            }
-            Endpoint::Version if self.site.pool.backends().len() > 1 => {
-                return self.answer_version(session, exchange).await;
-            }
-            _ => {}
-        }
-        match endpoint.kind() {
-            Kind::Infer => self.queue(endpoint, class, session, exchange).await?,
-            _ => self.lease(exchange)?,
+        match steps::asked(&self.site, endpoint, exchange.named_backend.is_some()) {
+            Whom::Holders => return self.pull_everywhere(session, exchange).await,
+            Whom::Each => return self.answer_version(session, exchange).await,
+            Whom::Slot => self.queue(endpoint, class, session, exchange).await?,
+            Whom::One if endpoint == Endpoint::Model => return self.answer_model(session, exchange).await,
+            Whom::One => self.lease(exchange)?,
         }
         Ok(Admitted::Forward)
     }
@@ -225,46 +220,9 @@ impl Gateway {
         Ok(())
     }
 
-    /// What would leave the house, whoever asks: cloud models by name or by stub, and tools that Ollama runs on the internet.
     fn refuse_egress(&self, exchange: &mut Exchange) -> std::result::Result<(), Refusal> {
         let Some(ask) = &exchange.ask else { return Ok(()) };
-        let is_cloud = |model: &ModelRef| {
-            let canonical = model.canonical();
-            let on = |backend: &Arc<Backend>| backend.catalogue.source(&canonical) == Some(Source::Cloud);
-            model.source == Source::Cloud || self.site.pool.backends().iter().any(on)
-        };
-        // Where others may run in its place the name itself is not sent, and may be anything; of the others the local ones are left.
-        let asked = ask.model.iter().filter(|_| exchange.targets.is_empty());
-        let leaves_the_house = asked.chain(&ask.others).any(is_cloud) || exchange.targets.first().is_some_and(is_cloud);
-        if !self.site.cloud_models && leaves_the_house {
-            return Err(Refusal::egress_denied("the model runs on ollama.com; choose a local one"));
-        }
-        if !self.site.cloud_models {
-            exchange.targets.retain(|target| !is_cloud(target));
-        }
-        if ask.has_web_tools && !self.site.web_tools {
-            return Err(Refusal::egress_denied(
-                "Ollama would run the request's web tools on the internet; leave them out",
-            ));
-        }
-        Ok(())
-    }
-
-    /// A host in the name of a model that is pulled, pushed or created from is one that Ollama connects to.
-    fn refuse_registry(&self, endpoint: Endpoint, exchange: &Exchange) -> std::result::Result<(), Refusal> {
-        let Some(ask) = &exchange.ask else { return Ok(()) };
-        let connects: Vec<&ModelRef> = match endpoint {
-            Endpoint::Pull | Endpoint::Push => ask.model.iter().collect(),
-            Endpoint::Create => ask.others.iter().collect(), // `from`, which is pulled where it is absent
-            _ => Vec::new(),
-        };
-        match connects.into_iter().find(|model| !self.site.models.may_come_from(model)) {
-            Some(model) => {
-                let host = &model.host;
-                Err(Refusal::egress_denied(format!("the registry {host}, which is not among models.registries")))
-            }
-            None => Ok(()),
-        }
+        steps::refuse_egress(&self.site, ask, &mut exchange.targets)
     }
 
     /// Just after the start the lists of models may not have been read yet, and a stub of a cloud model would pass as a local one:
@@ -291,26 +249,26 @@ impl Gateway {
         if read.is_empty() { Ok(()) } else { self.refuse_egress(exchange) }
     }
 
-    /// What may run in the place of the model that is asked for: aliases and fallbacks, but not where models are managed.
-    fn name_targets(&self, endpoint: Endpoint, exchange: &mut Exchange) {
-        if !matches!(endpoint.kind(), Kind::Infer | Kind::Read) {
-            return;
-        }
-        if let Some(asked) = exchange.ask.as_ref().and_then(|ask| ask.model.as_ref())
-            && let Some(targets) = self.site.models.targets(asked)
-        {
-            exchange.targets = targets.to_vec();
-        }
-    }
-
-    /// Which of the models that may run does, and with which settings: the body is changed accordingly.
+    /// Which of the models that may run does: the permit is for that one from now on.
     fn settle_on_model(&self, endpoint: Endpoint, exchange: &mut Ticket) -> std::result::Result<(), Refusal> {
         let left = std::mem::take(&mut exchange.targets);
         let Some(permit) = &mut exchange.permit else { return Ok(()) };
+        steps::narrow(&self.site, permit, &left)?;
         if !permit.targets().is_empty() {
-            permit.narrow(|target| left.iter().any(|left| left.same_model(target)) && self.site.pool.can_serve(target));
+            let filters = exchange.filters.len();
+            exchange.unfitted = Some(Unfitted { body: exchange.link.body(), filters });
         }
-        let (Some(runs), Some(ask)) = (permit.model().cloned(), &exchange.ask) else { return Ok(()) };
+        self.fit_to_model(endpoint, exchange);
+        Ok(())
+    }
+
+    /// The request names the model that runs, and has the settings that hold for it.
+    fn fit_to_model(&self, endpoint: Endpoint, exchange: &mut Ticket) {
+        let (Some(runs), Some(ask)) =
+            (exchange.permit.as_ref().and_then(|permit| permit.model()).cloned(), &exchange.ask)
+        else {
+            return;
+        };
         let asked = ask.model.as_ref();
         if !asked.is_some_and(|asked| asked.same_model(&runs)) {
             let by_alias = asked.is_some_and(|asked| self.site.models.is_alias(asked));
@@ -330,7 +288,23 @@ impl Gateway {
             Some(body)
         });
         exchange.filters.extend(changed);
-        Ok(())
+    }
+
+    /// The same for a model to which the request has fallen back, from what the client sent.
+    pub(super) fn fit_again(&self, exchange: &mut Ticket) {
+        let (true, Some(endpoint)) = (std::mem::take(&mut exchange.refit), exchange.endpoint()) else { return };
+        let Some(Unfitted { body, filters }) = &exchange.unfitted else { return };
+        let (body, filters) = (body.clone(), *filters);
+        exchange.filters.truncate(filters);
+        exchange.conversion = None;
+        if let Some(body) = body {
+            exchange.body_bytes = body.len();
+            exchange.link.replay(body);
+        }
+        self.fit_to_model(endpoint, exchange);
+        if exchange.convertible.is_some() {
+            exchange.convertible = exchange.link.body();
+        }
     }
 
     fn rewrite(&self, exchange: &mut Ticket, change: impl FnOnce(&[u8]) -> Option<Vec<u8>>) {
@@ -377,7 +351,7 @@ impl Gateway {
         let (Some(permit), Some(receipt)) = (&exchange.permit, &exchange.receipt) else {
             return Err(Refusal::internal_error()); // the order of the steps has been broken
         };
-        Ok(self.site.pool.each(permit, receipt))
+        self.site.pool.each(permit, receipt).map_err(|no| steps::refused_by_pool(&self.site, no, Duration::ZERO))
     }
 
     /// What is wanted of a backend, beyond what the permit says.
@@ -403,11 +377,7 @@ impl Gateway {
                 exchange.lease = Some(lease);
                 Ok(())
             }
-            Err(NoBackend::NoneLeft | NoBackend::Full(_) | NoBackend::Expired) => Err(Refusal::no_backend()),
-            Err(NoBackend::Unnamed | NoBackend::UnknownName) => {
-                let names = self.site.pool.backends().iter().map(|backend| backend.name.as_str());
-                Err(Refusal::which_backend(&names.collect::<Vec<_>>()))
-            }
+            Err(no) => Err(steps::refused_by_pool(&self.site, no, Duration::ZERO)),
         }
     }
 }
@@ -522,11 +492,7 @@ pub(super) fn refuse_by_policy(exchange: &mut Exchange, denial: &Denial) -> Refu
         reason: denial.reasons.join("; "),
         revision: denial.revision.clone(),
     });
-    match denial.kind {
-        DenialKind::Denied => Refusal::policy_denied(&denial.reasons),
-        DenialKind::Escalated => Refusal::policy_escalated(&denial.reasons),
-        DenialKind::Error => Refusal::policy_denied(&denial.reasons).because("the policy could not be evaluated"),
-    }
+    steps::refused_by_policy(denial)
 }
 
 fn result_of(denial: &Denial) -> &'static str {

@@ -19,6 +19,7 @@ const CONVERTED: &str = "responses_to_chat";
 
 impl Gateway {
     pub(super) async fn choose_peer(&self, exchange: &mut Ticket) -> Result<Box<HttpPeer>> {
+        self.fit_again(exchange);
         self.fit_to_backend(exchange)?;
         let Some(lease) = &exchange.lease else {
             return Error::e_explain(ErrorType::InternalError, "no lease"); // `admit` gives one or refuses

@@ -56,19 +56,28 @@ impl Gateway {
         // Its progress is a sign of life, wanted by the client or not.
         let streamed = [Assignment { within: None, name: "stream", value: "true" }];
         let body = set(&sent, &streamed).map_or(sent, Bytes::from);
-        let holders = self.site.pool.backends().iter().filter(|backend| backend.may_serve(&model));
-        let holders: Vec<Arc<Backend>> = holders.map(Arc::clone).collect();
+        let holders = self.site.pool.holders(&model);
+        if holders.iter().all(|backend| backend.is_drained()) {
+            return Err(Refusal::no_backend());
+        }
         exchange.dispatched = Some(Instant::now());
         exchange.attempts = 1;
         if streams {
             begin(session, exchange).await.map_err(|_| Refusal::internal_error())?;
         }
-        let mut failures = Vec::new();
+        let (mut failures, mut left_out) = (Vec::new(), Vec::new());
         for (place, backend) in holders.iter().enumerate() {
-            let line = json!({ "status": format!("backend {} ({} of {})", backend.name, place + 1, holders.len()) });
+            let is_drained = backend.is_drained();
+            let what = if is_drained { ", left out since it is drained" } else { "" };
+            let status = format!("backend {} ({} of {}){what}", backend.name, place + 1, holders.len());
+            let line = json!({ "status": status });
             if streams && write(session, &line).await.is_err() {
                 exchange.fault = Some(Fault::Client);
                 return Ok(Admitted::Answered);
+            }
+            if is_drained {
+                left_out.push(backend.name.as_str());
+                continue;
             }
             exchange.named_backend = Some(backend.name.clone());
             self.lease(exchange)?;
@@ -87,7 +96,14 @@ impl Gateway {
                 Err(why) => failures.push(format!("backend {}: {why}", backend.name)),
             }
         }
-        self.end(holders.len(), &failures, streams, session, exchange).await
+        let last = match &failures[..] {
+            [] if left_out.is_empty() => json!({ "status": "success" }),
+            [] => json!({ "status": "success", "left_out": left_out }),
+            some => {
+                json!({ "error": format!("{} of {} backends did not get the model: {}", some.len(), holders.len(), some.join("; ")) })
+            }
+        };
+        self.end(&last, !failures.is_empty(), streams, session, exchange).await
     }
 
     async fn pull_on(
@@ -130,25 +146,19 @@ impl Gateway {
 
     async fn end(
         &self,
-        backends: usize,
-        failures: &[String],
+        last: &Value,
+        has_failed: bool,
         streams: bool,
         session: &mut Session,
         exchange: &mut Ticket,
     ) -> Result<Admitted, Refusal> {
         exchange.last_byte = Some(Instant::now());
-        let last = match failures {
-            [] => json!({ "status": "success" }),
-            some => {
-                json!({ "error": format!("{} of {backends} backends did not get the model: {}", some.len(), some.join("; ")) })
-            }
-        };
         let written = if streams {
             let mut line = last.to_string();
             line.push('\n');
             session.write_response_body(Some(line.into()), true).await
         } else {
-            let status = if failures.is_empty() { 200 } else { 500 };
+            let status = if has_failed { 500 } else { 200 };
             match json_head(status) {
                 Ok(head) => answer(session, exchange, head, last.to_string().into()).await,
                 Err(e) => Err(e),
@@ -156,7 +166,7 @@ impl Gateway {
         };
         if written.is_err() {
             exchange.fault = Some(Fault::Client);
-        } else if !failures.is_empty() {
+        } else if has_failed {
             exchange.refusal = Some(Refusal::bad_backend_reply("a backend did not get the model"));
         }
         Ok(Admitted::Answered)

@@ -1,11 +1,12 @@
 //! Waiting for a backend, in the proxy's own queue: after the receipt, before a backend is chosen (`docs/adr/0051-queue.md`).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pingora_proxy::Session;
 
 use super::Gateway;
 use super::admit::refuse_cut;
+use super::steps;
 use super::views::gone;
 use crate::door::Ticket;
 use crate::exchange::{Exchange, Fault};
@@ -19,11 +20,9 @@ use crate::wire::{Endpoint, Kind};
 const PRIORITY: &str = "x-behavry-priority";
 
 impl Gateway {
-    /// The class that a request is queued in: what it asks for, and no more than the strictest of its roles allows. Another word than
-    /// ours is no word: a client that speaks to other gateways too may have words of theirs.
     pub(super) fn class(&self, session: &Session, caller: &Caller) -> Class {
         let asked = session.req_header().headers.get(PRIORITY).and_then(|word| word.to_str().ok());
-        asked.and_then(Class::read).unwrap_or_default().min(self.site.queue.highest_of(&caller.roles))
+        steps::class(&self.site, asked, &caller.roles)
     }
 
     /// Where to, and when: with the permit and the receipt, as soon as a backend has a slot.
@@ -67,7 +66,7 @@ impl Gateway {
                 if let Some(reason) = turned_away(no) {
                     self.site.ledger.metrics.queue_turned_away(reason);
                 }
-                Err(refusal_of(no, wait))
+                Err(steps::refused_by_pool(&self.site, no, wait))
             }
             None => {
                 refuse_cut(exchange)?;
@@ -80,16 +79,11 @@ impl Gateway {
 
 pub(super) fn wish(endpoint: Endpoint, class: Class, deadline: Instant, exchange: &Exchange) -> Wish {
     let ask = exchange.ask.as_ref();
-    let most_tokens = match endpoint {
-        Endpoint::Embed | Endpoint::Embeddings | Endpoint::OpenAiEmbeddings => Some(0),
-        // 0 and below mean no limit (ollama-wire, section 3.1).
-        _ => ask.and_then(|ask| ask.num_predict).and_then(|most| u64::try_from(most).ok()).filter(|most| *most > 0),
-    };
     Wish {
         agent: exchange.caller.as_ref().map(|caller| caller.agent_id.as_str().into()).unwrap_or_default(),
         class,
         input_bytes: exchange.body_bytes as u64,
-        most_tokens,
+        most_tokens: ask.and_then(|ask| steps::most_tokens(endpoint, ask)),
         conversation: exchange.conversation,
         streams: ask.and_then(|ask| ask.stream) == Some(true),
         deadline,
@@ -103,16 +97,6 @@ fn turned_away(no: NoBackend) -> Option<TurnedAway> {
         NoBackend::Full(Full::Whole { .. }) => Some(TurnedAway::Full),
         NoBackend::Expired => Some(TurnedAway::Expired),
         NoBackend::NoneLeft | NoBackend::Unnamed | NoBackend::UnknownName => None,
-    }
-}
-
-fn refusal_of(no: NoBackend, wait: Duration) -> Refusal {
-    let seconds = |after: Duration| u32::try_from(after.as_secs()).unwrap_or(u32::MAX);
-    match no {
-        NoBackend::Full(Full::Share { retry_after }) => Refusal::queue_share_full(seconds(retry_after)),
-        NoBackend::Full(Full::Whole { retry_after }) => Refusal::queue_whole_full(seconds(retry_after)),
-        NoBackend::Expired => Refusal::waited_in_vain(wait.as_secs()),
-        NoBackend::NoneLeft | NoBackend::Unnamed | NoBackend::UnknownName => Refusal::no_backend(),
     }
 }
 

@@ -57,7 +57,9 @@ impl Gateway {
                 return Error::e_explain(REFUSED, "the reply's head").map_err(|e: Box<Error>| e.into_up());
             }
         };
-        exchange.convertible = None; // until here another backend may still have to be asked
+        // Until here another backend may still have to be asked, or for another model.
+        exchange.convertible = None;
+        exchange.unfitted = None;
         self.clean(exchange, head)?;
         if matches!(kind, ReplyKind::Json(Framing::Ndjson | Framing::Sse)) && head.status == 200 {
             unbind_length(session, head)?;
@@ -123,18 +125,10 @@ impl Gateway {
     /// What the status says of the backend: an error may be another backend's chance, while nothing of the reply has gone to the client.
     fn judge_backend(&self, exchange: &mut Ticket, head: &ResponseHeader) -> Result<()> {
         let Some(lease) = &exchange.lease else { return Ok(()) };
-        // A 404 in plain words is a route that this Ollama does not know.
-        let content_type = head.headers.get(http::header::CONTENT_TYPE);
-        let in_json = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
-        let Some(failed) = failure_of(head.status.as_u16(), lease.model().is_some() && in_json) else {
-            lease.backend().succeeded(lease.model());
-            self.site.ledger.metrics.backend_attempt(&lease.backend().name, "ok");
+        let Some(failed) = failure_of(head, lease) else {
+            self.note_succeeded(lease);
             return Ok(());
         };
-        if let (Failed::Absent, Some(model)) = (failed, lease.model()) {
-            lease.backend().catalogue.note_absent(model);
-            self.site.pool.tell_inventory(lease.backend().place);
-        }
         if self.go_elsewhere(exchange, failed) { begin_anew() } else { Ok(()) }
     }
 

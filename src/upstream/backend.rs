@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::Catalogue;
 use super::health::{self, Failed, Health, State};
-use super::scheduler::{self, BackendSettings};
+use super::scheduler::{self, BackendSettings, Trial};
 use crate::config::{self, BackendTimeouts, BackendUrl, Secret};
 use crate::wire::{ModelRef, convert, model};
 
@@ -137,12 +137,21 @@ impl Backend {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    pub(super) fn begin(&self, canonical: Option<&str>, now: Instant) {
-        self.health.lock().begins(canonical, now);
+    /// A request for the model is about to go there: perhaps as a trial.
+    pub(super) fn begins(&self, canonical: Option<&str>, now: Instant) -> Trial {
+        self.health.lock().begins(canonical, now)
+    }
+
+    /// The trial's request has ended without a word of the backend's.
+    pub(super) fn gives_up(&self, canonical: Option<&str>, trial: Trial) {
+        self.health.lock().gives_up(canonical, trial);
+    }
+
+    pub(super) fn count(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn end(&self) {
+    pub(super) fn uncount(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 

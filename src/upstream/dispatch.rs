@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::scheduler::{
-    BackendSettings, Decision, Ended, Full, Grant, Inventory, Judge, Measured, Reason, RunId, Scheduler, Settings,
-    WaiterId, Want,
+    BackendSettings, Decision, Ended, Full, Grant, Inventory, Judge, Measured, Outlook, Reason, RunId, Scheduler,
+    Settings, Trial, WaiterId, Want,
 };
 
 /// How often the scheduler is asked under one lock, before others have their turn.
@@ -26,6 +26,8 @@ struct Inner {
     scheduler: Scheduler,
     /// Whoever waits, and how to tell it.
     callers: HashMap<WaiterId, oneshot::Sender<Result<Slot, NoSlot>>>,
+    /// Loads that nobody waits for, and how to end them.
+    preloads: HashMap<RunId, oneshot::Sender<()>>,
     /// When the task that keeps time will wake it.
     planned: Option<Instant>,
 }
@@ -54,9 +56,9 @@ pub struct Slot {
 type Told = Vec<(oneshot::Sender<Result<Slot, NoSlot>>, Result<Slot, NoSlot>)>;
 
 impl Dispatch {
-    pub fn new(settings: Settings, backends: Vec<BackendSettings>, judge: Judge) -> Arc<Dispatch> {
+    pub fn new(settings: Settings, backends: Vec<BackendSettings>, judge: Box<dyn Judge>) -> Arc<Dispatch> {
         let scheduler = Scheduler::new(Instant::now(), settings, backends).judged_by(judge);
-        let inner = Inner { scheduler, callers: HashMap::new(), planned: None };
+        let inner = Inner { scheduler, callers: HashMap::new(), preloads: HashMap::new(), planned: None };
         Arc::new(Dispatch { inner: Mutex::new(inner), sooner: Notify::new() })
     }
 
@@ -78,6 +80,21 @@ impl Dispatch {
     pub fn at_once(self: &Arc<Dispatch>, want: &Want) -> Option<Slot> {
         let grant = self.step(|inner, now| inner.scheduler.at_once(now, want));
         grant.map(|grant| Slot::new(self, grant))
+    }
+
+    /// A slot for a load that nobody waits for. `None`: it would be in somebody's way.
+    pub fn preload(self: &Arc<Dispatch>, backend: usize, model: &str) -> Option<PreloadSlot> {
+        self.step(|inner, now| {
+            let run = inner.scheduler.preload(now, backend, model)?;
+            let (sender, gives_way) = oneshot::channel();
+            inner.preloads.insert(run, sender);
+            Some(PreloadSlot { dispatch: Arc::clone(self), run, gives_way })
+        })
+    }
+
+    /// What would become of a request that came now. Nothing does.
+    pub fn outlook(&self, want: &Want) -> Result<Outlook, Full> {
+        self.inner.lock().scheduler.outlook(Instant::now(), want)
     }
 
     /// What a backend says that it has.
@@ -142,13 +159,17 @@ impl Dispatch {
     }
 
     fn tell(self: &Arc<Dispatch>, inner: &mut Inner, decisions: Vec<Decision>) -> Told {
-        let word = |decision| match decision {
-            Decision::Granted(grant) => (grant.waiter, Ok(Slot::new(self, grant))),
-            Decision::Expired(waiter) => (waiter, Err(NoSlot::Expired)),
-            Decision::Nowhere(waiter) => (waiter, Err(NoSlot::Nowhere)),
-        };
         let mut told = Vec::new();
-        for (waiter, word) in decisions.into_iter().map(word) {
+        for decision in decisions {
+            let (waiter, word) = match decision {
+                Decision::Granted(grant) => (grant.waiter, Ok(Slot::new(self, grant))),
+                Decision::Expired(waiter) => (waiter, Err(NoSlot::Expired)),
+                Decision::Nowhere(waiter) => (waiter, Err(NoSlot::Nowhere)),
+                Decision::GivesWay(run) => {
+                    inner.preloads.remove(&run); // its going tells
+                    continue;
+                }
+            };
             let sender = inner.callers.remove(&waiter).expect("a waiter has a caller until it is told or leaves");
             told.push((sender, word));
         }
@@ -173,6 +194,37 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// The right to load a model that nobody waits for, until dropped.
+pub struct PreloadSlot {
+    dispatch: Arc<Dispatch>,
+    run: RunId,
+    gives_way: oneshot::Receiver<()>,
+}
+
+impl PreloadSlot {
+    /// Comes when a request needs the loader: the load is to be broken off.
+    pub async fn gives_way(&mut self) {
+        let _ = (&mut self.gives_way).await; // told by its sender's end
+    }
+
+    /// The model is loaded, and that took so long.
+    pub fn loaded(&self, took: Duration) {
+        let run = self.run;
+        let measured = Measured { load: Some(took), ..Measured::default() };
+        self.dispatch.step(|inner, now| inner.scheduler.ended(now, run, Ended::Complete(measured)));
+    }
+}
+
+impl Drop for PreloadSlot {
+    fn drop(&mut self) {
+        let run = self.run;
+        self.dispatch.step(|inner, now| {
+            inner.preloads.remove(&run);
+            inner.scheduler.ended(now, run, Ended::Left); // nothing, where it has ended before
+        });
+    }
+}
+
 impl Slot {
     fn new(dispatch: &Arc<Dispatch>, grant: Grant) -> Slot {
         let (sent, ended) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -191,6 +243,11 @@ impl Slot {
     /// The model was not loaded there.
     pub fn is_cold(&self) -> bool {
         self.grant.is_cold
+    }
+
+    /// What it tries.
+    pub fn trial(&self) -> Trial {
+        self.grant.trial
     }
 
     /// The request is on its way to the backend.
@@ -239,7 +296,7 @@ mod tests {
     use super::*;
 
     fn dispatch(settings: Settings) -> Arc<Dispatch> {
-        Dispatch::new(settings, vec![BackendSettings::default()], Box::new(|_, _| State::Up))
+        Dispatch::new(settings, vec![BackendSettings::default()], Box::new(|_: usize, _: &str| State::Up))
     }
 
     fn want(deadline: Duration) -> Want {
@@ -253,6 +310,8 @@ mod tests {
             streams: true,
             deadline: Instant::now() + deadline,
             barred: Vec::new(),
+            only_read: false,
+            only_holding: false,
         }
     }
 

@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::scheduler::Trial;
+
 /// Models with a breaker of their own, at most: a client chooses the names. Only failing ones have one.
 const MODELS: usize = 256;
 /// A trial that says nothing for so long has said something: the next may try.
@@ -114,10 +116,18 @@ impl Health {
     }
 
     /// A request goes there: if a breaker is half-open, as its trial.
-    pub fn begins(&mut self, model: Option<&str>, now: Instant) {
-        self.whole.begins(now);
-        if let Some(own) = model.and_then(|model| self.models.get_mut(model)) {
-            own.begins(now);
+    pub fn begins(&mut self, model: Option<&str>, now: Instant) -> Trial {
+        let own = model.and_then(|model| self.models.get_mut(model));
+        Trial { of_backend: self.whole.begins(now), of_model: own.is_some_and(|own| own.begins(now)) }
+    }
+
+    /// A trial came to no result, since its client left: the next request may try.
+    pub fn gives_up(&mut self, model: Option<&str>, trial: Trial) {
+        if trial.of_backend {
+            self.whole.trial = None;
+        }
+        if let Some(own) = model.filter(|_| trial.of_model).and_then(|model| self.models.get_mut(model)) {
+            own.trial = None;
         }
     }
 
@@ -187,10 +197,12 @@ impl Breaker {
         }
     }
 
-    fn begins(&mut self, now: Instant) {
-        if self.state(now) == State::HalfOpen && self.lets(now) {
+    fn begins(&mut self, now: Instant) -> bool {
+        let tries = self.state(now) == State::HalfOpen && self.lets(now);
+        if tries {
             self.trial = Some(now);
         }
+        tries
     }
 
     fn failed(&mut self, weight: u32, settings: &Settings, now: Instant) {
@@ -256,6 +268,23 @@ mod tests {
         health.succeeded(None);
         assert_eq!(health.state(third + 15 * S), State::Closed);
         assert!(health.lets(None, third + 15 * S));
+    }
+
+    #[test]
+    fn a_trial_whose_client_leaves_makes_room_for_the_next() {
+        let (mut health, now) = health();
+        health.failed(None, Failed::Unreachable, now);
+        for _ in 0..3 {
+            health.failed(Some("m"), Failed::Full, now);
+        }
+        let later = now + 5 * S;
+        let trial = health.begins(Some("m"), later);
+        assert_eq!(trial, Trial { of_backend: true, of_model: true });
+        assert_eq!(health.begins(Some("m"), later), Trial::default(), "one at a time");
+        health.gives_up(Some("m"), Trial::default());
+        assert!(!health.lets(Some("m"), later), "that was not the one");
+        health.gives_up(Some("m"), trial);
+        assert!(health.lets(Some("m"), later));
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod queue;
 mod rates;
 
 pub use book::{BackendSettings, Inventory, State};
-pub use placement::Reason;
+pub use placement::{Offer, Reason, Standing};
 pub use queue::Class;
 
 use book::Book;
@@ -76,8 +76,13 @@ pub struct Want {
     pub streams: bool,
     /// Until when it waits.
     pub deadline: Instant,
-    /// Places of backends that may not have it: the configuration says so, or it was tried there.
+    /// Places of backends that may never have it: the configuration says so, or it was tried there. What may change while it waits is
+    /// judged when it is placed.
     pub barred: Vec<usize>,
+    /// Only backends whose list of models was read, as long as there are any.
+    pub only_read: bool,
+    /// Only backends that may have the model: none is better than one that is known not to have it.
+    pub only_holding: bool,
 }
 
 /// One that waits.
@@ -104,6 +109,8 @@ pub enum Decision {
     Expired(WaiterId),
     /// No backend may take it, and waiting would not help: all are drained, barred, or gone.
     Nowhere(WaiterId),
+    /// The load that nobody waits for is over, finished or not: a request needs the loader.
+    GivesWay(RunId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,6 +122,27 @@ pub struct Grant {
     /// The model has to be loaded there.
     pub is_cold: bool,
     pub waited: Duration,
+    pub trial: Trial,
+}
+
+/// What would become of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outlook {
+    /// Those that wait for the same model and would be served before it.
+    pub ahead: usize,
+    /// `None`: no backend may take it.
+    pub chosen: Option<Prospect>,
+    /// What each backend has to offer, by its place.
+    pub offers: Vec<Offer>,
+}
+
+/// The backend that would be chosen, as things are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prospect {
+    pub backend: usize,
+    pub reason: Reason,
+    /// It would be sent now, and not wait.
+    pub is_free: bool,
 }
 
 /// How a run ended.
@@ -156,12 +184,33 @@ struct Run {
     first_s: Option<f64>,
 }
 
-/// Whether a backend, by its place, may have a request for a model now: asked before each choice.
-pub type Judge = Box<dyn Fn(usize, &str) -> State + Send>;
+/// What a run tries, of which it is not known whether it still fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trial {
+    pub of_backend: bool,
+    pub of_model: bool,
+}
+
+/// Knows which backends are to be trusted with work.
+pub trait Judge: Send {
+    /// Whether a backend, by its place, may have a request for a model now: asked before each choice.
+    fn state(&self, backend: usize, model: &str) -> State;
+
+    /// A request for the model goes there: told before anybody else is placed, so that of several that wait only one tries.
+    fn begins(&self, _backend: usize, _model: &str) -> Trial {
+        Trial::default()
+    }
+}
+
+impl<F: Fn(usize, &str) -> State + Send> Judge for F {
+    fn state(&self, backend: usize, model: &str) -> State {
+        self(backend, model)
+    }
+}
 
 pub struct Scheduler {
     settings: Settings,
-    judge: Judge,
+    judge: Box<dyn Judge>,
     origin: Instant,
     book: Book,
     waiters: HashMap<u64, Waiter>,
@@ -178,6 +227,8 @@ pub struct Scheduler {
     deadlines: BTreeSet<(u64, u64)>,
     /// Slots that are free again at some time: time, number, backend, model.
     lingers: BTreeSet<(u64, u64, usize, usize)>,
+    /// Loads that had to end, until that was told.
+    gave_way: Vec<RunId>,
     scratch: Vec<u64>,
     desks: Vec<placement::Desk>,
 }
@@ -186,7 +237,7 @@ impl Scheduler {
     pub fn new(now: Instant, settings: Settings, backends: Vec<BackendSettings>) -> Scheduler {
         Scheduler {
             settings,
-            judge: Box::new(|_, _| State::Up),
+            judge: Box::new(|_: usize, _: &str| State::Up),
             origin: now,
             book: Book::new(backends),
             waiters: HashMap::new(),
@@ -199,13 +250,14 @@ impl Scheduler {
             rechecked_s: 0.0,
             deadlines: BTreeSet::new(),
             lingers: BTreeSet::new(),
+            gave_way: Vec::new(),
             scratch: Vec::new(),
             desks: Vec::new(),
         }
     }
 
     /// Without a judge every backend is up.
-    pub fn judged_by(self, judge: Judge) -> Scheduler {
+    pub fn judged_by(self, judge: Box<dyn Judge>) -> Scheduler {
         Scheduler { judge, ..self }
     }
 
@@ -213,15 +265,8 @@ impl Scheduler {
     pub fn arrive(&mut self, now: Instant, want: Want) -> Result<WaiterId, Full> {
         let now_s = self.seconds(now);
         let model = self.model(&want.model);
-        let queued = self.book.models[model].queue.len();
+        self.room_for(model, &want)?;
         let takes_s = self.book.takes_s(model, &want);
-        if queued >= self.settings.model_waiting || self.waiters.len() >= self.settings.all_waiting {
-            return Err(Full::Whole { retry_after: self.retry_after(model, queued, takes_s) });
-        }
-        let own = self.agents.get(&want.agent).copied().unwrap_or(0);
-        if own >= self.settings.agent_waiting {
-            return Err(Full::Share { retry_after: self.retry_after(model, own, takes_s) });
-        }
         self.last_id += 1;
         let id = self.last_id;
         *self.agents.entry(Arc::clone(&want.agent)).or_default() += 1;
@@ -235,21 +280,85 @@ impl Scheduler {
         Ok(WaiterId(id))
     }
 
+    /// What would become of a request that came now. Nothing does: no place, no slot, no memory of it.
+    pub fn outlook(&mut self, now: Instant, want: &Want) -> Result<Outlook, Full> {
+        let known = self.book.names.get(&want.model).copied();
+        let model = known.unwrap_or_else(|| self.book.add(&want.model));
+        let outlook = self.room_for(model, want).map(|()| self.look_ahead(self.seconds(now), model, want));
+        if known.is_none() {
+            self.book.take_back(model);
+        }
+        outlook
+    }
+
+    /// As [`Scheduler::place`] would, with the request where it would stand.
+    fn look_ahead(&self, now_s: f64, model: usize, want: &Want) -> Outlook {
+        let ahead: Vec<u64> = self.book.models[model].queue.ahead_of(now_s, &want.agent, want.class).collect();
+        let first = &ahead[..ahead.len().min(LOOKED_AT)];
+        let mut desks = Vec::new();
+        self.book.set_desks(now_s, model, first.len() + 1, self.tier_s(), &*self.judge, &mut desks);
+        for waiter in first.iter().filter_map(|id| self.waiters.get(id)) {
+            if let Some(chosen) = self.book.choose(now_s, model, &waiter.want, &mut desks) {
+                desks[chosen.backend].reserve(&chosen);
+            }
+        }
+        let chosen = self.book.choose(now_s, model, want, &mut desks);
+        let offers = self.book.offers(now_s, model, want, &mut desks);
+        // Behind so many it is not looked at yet.
+        let is_first = ahead.len() < LOOKED_AT;
+        let chosen =
+            chosen.map(|its| Prospect { backend: its.backend, reason: its.reason, is_free: its.is_free && is_first });
+        Outlook { ahead: ahead.len(), chosen, offers }
+    }
+
     /// A run for a request that has waited and was charged for it, and has failed on the backends that are barred to it: where it costs
     /// least, though no slot may be free there. `None`: no backend may take it.
     pub fn at_once(&mut self, now: Instant, want: &Want) -> Option<Grant> {
         let now_s = self.seconds(now);
         let model = self.model(&want.model);
         let mut desks = std::mem::take(&mut self.desks);
-        self.book.set_desks(now_s, model, 1, self.settings.tier.as_secs_f64(), &self.judge, &mut desks);
+        self.book.set_desks(now_s, model, 1, self.tier_s(), &*self.judge, &mut desks);
         let chosen = self.book.choose(now_s, model, want, &mut desks);
         self.desks = desks;
         let chosen = chosen?;
         let takes_s = self.book.takes_s(model, want);
-        let run = self.begin(now_s, model, want.clone(), takes_s, &chosen);
+        let (run, trial) = self.begin(now_s, model, want.clone(), takes_s, &chosen);
         let (waiter, waited) = (WaiterId(run.0), Duration::ZERO); // nobody else has that number
         let (backend, reason, is_cold) = (chosen.backend, chosen.reason, chosen.is_cold);
-        Some(Grant { waiter, run, backend, reason, is_cold, waited })
+        Some(Grant { waiter, run, backend, reason, is_cold, waited, trial })
+    }
+
+    /// A run that loads a model on a backend before anybody asks for it. It has a slot of the model, so that no request comes into the same
+    /// load, and ends ([`Decision::GivesWay`]) as soon as a request wants another one loaded there. `None`: it would be in somebody's way.
+    pub fn preload(&mut self, now: Instant, backend: usize, name: &str) -> Option<RunId> {
+        let now_s = self.seconds(now);
+        let model = self.model(name);
+        let may_want_it = |model: &usize| {
+            let cell = &self.book.models[*model].cells[backend];
+            cell.is_held || cell.is_loaded || !self.book.backends[backend].is_read
+        };
+        if self.judge.state(backend, name) != State::Up || self.backlog.iter().any(may_want_it) {
+            return None;
+        }
+        let chosen = self.book.preload(now_s, backend, model)?;
+        let want = Want {
+            model: name.into(),
+            agent: "".into(),
+            class: Class::Batch,
+            input_bytes: 0,
+            most_tokens: Some(0),
+            conversation: None,
+            streams: false,
+            deadline: now,
+            barred: Vec::new(),
+            only_read: false,
+            only_holding: true,
+        };
+        let (run, _) = self.begin(now_s, model, want, 0.0, &chosen);
+        if let Some(loading) = &mut self.book.backends[backend].loading {
+            loading.gives_way = true;
+        }
+        Some(run)
     }
 
     /// Whoever waited has left. Nothing happens where the waiter has been granted a run already: that run ends by itself.
@@ -280,10 +389,11 @@ impl Scheduler {
             }
         }
         for _ in 0..MODELS_A_POLL {
-            let Some(model) = self.due.pop_front() else { return };
+            let Some(model) = self.due.pop_front() else { break };
             self.is_due[model] = false;
             self.place(now_s, model, decisions);
         }
+        decisions.extend(self.gave_way.drain(..).map(Decision::GivesWay));
     }
 
     /// When to [`Scheduler::poll`] again, if nothing happens before.
@@ -312,7 +422,10 @@ impl Scheduler {
 
     /// A run has ended, somehow: its slot is free, at once or after the linger.
     pub fn ended(&mut self, now: Instant, run: RunId, how: Ended) {
-        let now_s = self.seconds(now);
+        self.end(self.seconds(now), run, how);
+    }
+
+    fn end(&mut self, now_s: f64, run: RunId, how: Ended) {
         let Some(ended) = self.runs.remove(&run.0) else { return };
         let (backend, model) = (ended.backend, ended.model);
         if matches!(how, Ended::Complete(_)) {
@@ -415,8 +528,7 @@ impl Scheduler {
         let mut first = std::mem::take(&mut self.scratch);
         let mut desks = std::mem::take(&mut self.desks);
         self.book.models[model].queue.first(now_s, LOOKED_AT, &mut first);
-        let tier_s = self.settings.tier.as_secs_f64();
-        self.book.set_desks(now_s, model, first.len(), tier_s, &self.judge, &mut desks);
+        self.book.set_desks(now_s, model, first.len(), self.tier_s(), &*self.judge, &mut desks);
         let mut moved = false;
         for id in &first {
             let waiter = &self.waiters[id];
@@ -431,10 +543,10 @@ impl Scheduler {
             }
             moved = true;
             let Some(waiter) = self.take(*id, true) else { continue };
-            let run = self.begin(now_s, model, waiter.want, waiter.takes_s, &chosen);
+            let (run, trial) = self.begin(now_s, model, waiter.want, waiter.takes_s, &chosen);
             let waited = Duration::from_secs_f64((now_s - waiter.came_s).max(0.0));
-            let (backend, reason, is_cold) = (chosen.backend, chosen.reason, chosen.is_cold);
-            decisions.push(Decision::Granted(Grant { waiter: WaiterId(*id), run, backend, reason, is_cold, waited }));
+            let (waiter, backend, reason, is_cold) = (WaiterId(*id), chosen.backend, chosen.reason, chosen.is_cold);
+            decisions.push(Decision::Granted(Grant { waiter, run, backend, reason, is_cold, waited, trial }));
         }
         if moved && self.backlog.contains(&model) && first.len() == LOOKED_AT {
             self.mark(model); // more may be free
@@ -443,9 +555,23 @@ impl Scheduler {
         self.desks = desks;
     }
 
-    fn begin(&mut self, now_s: f64, model: usize, want: Want, takes_s: f64, chosen: &placement::Choice) -> RunId {
+    fn begin(
+        &mut self,
+        now_s: f64,
+        model: usize,
+        want: Want,
+        takes_s: f64,
+        chosen: &placement::Choice,
+    ) -> (RunId, Trial) {
+        let loads = self.book.backends[chosen.backend].loading.as_ref().filter(|loading| loading.gives_way);
+        if let Some(other) = loads.filter(|loading| chosen.is_cold && loading.model != model).map(|its| RunId(its.run))
+        {
+            self.end(now_s, other, Ended::Left);
+            self.gave_way.push(other);
+        }
         self.last_id += 1;
         let run = self.last_id;
+        let trial = self.judge.begins(chosen.backend, &want.model);
         self.book.begin(run, model, want.streams, chosen, now_s);
         let run_of = Run {
             backend: chosen.backend,
@@ -458,7 +584,7 @@ impl Scheduler {
             first_s: None,
         };
         self.runs.insert(run, run_of);
-        RunId(run)
+        (RunId(run), trial)
     }
 
     /// What a whole answer teaches. Ollama's own durations are believed; without them the times as seen from here are.
@@ -489,6 +615,24 @@ impl Scheduler {
         self.book.learn(run.backend, run.model, &lessons);
         let entry = &mut self.book.models[run.model].cells[run.backend];
         entry.answered(now_s, run.want.conversation, run.want.input_bytes + 4 * measured.output_tokens.unwrap_or(0));
+    }
+
+    /// Whether one more may wait.
+    fn room_for(&self, model: usize, want: &Want) -> Result<(), Full> {
+        let queued = self.book.models[model].queue.len();
+        let takes_s = self.book.takes_s(model, want);
+        if queued >= self.settings.model_waiting || self.waiters.len() >= self.settings.all_waiting {
+            return Err(Full::Whole { retry_after: self.retry_after(model, queued, takes_s) });
+        }
+        let own = self.agents.get(&want.agent).copied().unwrap_or(0);
+        if own >= self.settings.agent_waiting {
+            return Err(Full::Share { retry_after: self.retry_after(model, own, takes_s) });
+        }
+        Ok(())
+    }
+
+    fn tier_s(&self) -> f64 {
+        self.settings.tier.as_secs_f64()
     }
 
     fn retry_after(&self, model: usize, ahead: usize, takes_s: f64) -> Duration {

@@ -2,15 +2,19 @@
 //!
 //! Only one that is not loaded is touched: to touch one that is would load it anew where a client has loaded it with other settings. So
 //! each is loaded again some seconds after it was unloaded, for as long as its hours last.
+//!
+//! A load holds a slot of its model like a request, and is no request's hindrance: it begins only where nobody waits, pushes nothing out that
+//! is used, and is broken off when a request needs the backend's loader for another model (`docs/adr/0067-warm-loads-give-way.md`).
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
 
 use super::client::{Call, Client};
-use super::{Backend, Known};
+use super::{Backend, Known, Pool, Preload};
 use crate::ledger::Metrics;
 use crate::models::{Models, Warm};
 use crate::wire::rewrite::settings;
@@ -20,8 +24,19 @@ use crate::wire::{Endpoint, Source};
 const AFTER_FAILURE: Duration = Duration::from_secs(60);
 const REPLY_BYTES: usize = 1 << 20;
 
+/// An Ollama that has not picked a request up yet loses a descriptor over its end (ollama-wire, section 0.4).
+const LIVES: Duration = Duration::from_millis(50);
+
 /// Keeps the models of one backend warm, until the process ends. It looks `every` so long.
-pub async fn keep_warm(backend: &Backend, client: &Client, models: &Models, metrics: &Metrics, every: Duration) {
+pub async fn keep_warm(
+    pool: &Pool,
+    place: usize,
+    client: &Client,
+    models: &Models,
+    metrics: &Metrics,
+    every: Duration,
+) {
+    let backend = &pool.backends()[place];
     let mut failed: HashMap<String, Instant> = HashMap::new();
     loop {
         for warm in models.warm() {
@@ -32,11 +47,19 @@ pub async fn keep_warm(backend: &Backend, client: &Client, models: &Models, metr
             if rests || !backend.is_up() || !backend.may_serve(&warm.model) || !is_wanted(&known, &canonical) {
                 continue;
             }
-            let loaded = load(backend, client, models, warm, &known, left).await;
+            let Some(preload) = pool.preload(place, &canonical) else { continue };
+            let load = load(backend, client, models, warm, &known, left);
+            let Some((loaded, took)) = unless_in_the_way(load, preload).await else {
+                log::info!("{canonical} makes way on backend {} for a request that needs another model", backend.name);
+                continue;
+            };
             metrics.warmed(&canonical, loaded);
             if loaded {
                 backend.catalogue.note_loaded(&canonical);
-                log::info!("{canonical} is loaded on backend {} before anybody asks for it", backend.name);
+                log::info!(
+                    "{canonical} is loaded on backend {} before anybody asks for it, in {took:.1?}",
+                    backend.name
+                );
             } else {
                 failed.insert(canonical.clone(), Instant::now());
                 log::warn!("{canonical} cannot be loaded on backend {}; the next try is in a minute", backend.name);
@@ -44,6 +67,23 @@ pub async fn keep_warm(backend: &Backend, client: &Client, models: &Models, metr
         }
         tokio::time::sleep(every).await;
     }
+}
+
+/// Whether the model was loaded, and how long that took. `None`: it was broken off, because a request needs the loader.
+async fn unless_in_the_way(load: impl Future<Output = bool>, mut preload: Preload) -> Option<(bool, Duration)> {
+    let began = Instant::now();
+    let mut load = pin!(load);
+    let loaded = tokio::select! { biased;
+        loaded = &mut load => loaded,
+        () = preload.slot.gives_way() => {
+            let _ = tokio::time::timeout(LIVES.saturating_sub(began.elapsed()), load).await;
+            return None;
+        }
+    };
+    if loaded {
+        preload.slot.loaded(began.elapsed());
+    }
+    Some((loaded, began.elapsed()))
 }
 
 /// It is there and not loaded, as far as both are known; and its details were asked for, since they say how it is loaded.

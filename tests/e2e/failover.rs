@@ -12,7 +12,7 @@ use crate::house::{House, PATIENCE, Plan, program, run_to_end, wait_until_async}
 use crate::puppet::Puppet;
 
 /// What backends hold is known, and not read again meanwhile.
-const READ_ONCE: &str = "[catalogue]\nrefresh_s = 3600\nloaded_s = 3600\n";
+pub const READ_ONCE: &str = "[catalogue]\nrefresh_s = 3600\nloaded_s = 3600\n";
 
 /// Two backends; `b` is of a higher tier, and that costs more than any load, so that `a` is always asked first.
 pub async fn two(a: &Simulator, b: &Simulator, more: &str) -> House {

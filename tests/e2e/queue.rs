@@ -10,7 +10,7 @@ use crate::fleet::chat;
 use crate::house::{House, Plan, wait_until_async};
 use crate::puppet::{Hand, Puppet};
 
-const DONE: &str = r#"{"model":"llama3.2","message":{"role":"assistant","content":"hi"},"done":true,"done_reason":"stop","prompt_eval_count":5,"eval_count":3}"#;
+pub const DONE: &str = r#"{"model":"llama3.2","message":{"role":"assistant","content":"hi"},"done":true,"done_reason":"stop","prompt_eval_count":5,"eval_count":3}"#;
 
 /// A proxy in front of one slot.
 async fn house(puppet: &Puppet, config: &str) -> House {
@@ -19,7 +19,7 @@ async fn house(puppet: &Puppet, config: &str) -> House {
 }
 
 /// A request that bears its id, so that the backend can say whose turn it is.
-fn ask(house: &House, id: &str, agent: &str) -> Request {
+pub fn ask(house: &House, id: &str, agent: &str) -> Request {
     let claims = Claims {
         sub: agent.to_owned(),
         permissions: ["web:read", "web:write"].map(str::to_owned).into(),
@@ -28,13 +28,13 @@ fn ask(house: &House, id: &str, agent: &str) -> Request {
     Request::post("/api/chat", chat("llama3.2", false)).bearer(&house.mint(claims)).id(id)
 }
 
-fn send(house: &House, request: Request) -> JoinHandle<Reply> {
+pub fn send(house: &House, request: Request) -> JoinHandle<Reply> {
     let public = house.public;
     tokio::spawn(async move { request.send(public).await })
 }
 
 /// The next request that reaches the backend, and its id.
-async fn next(puppet: &Puppet) -> (Hand, String) {
+pub async fn next(puppet: &Puppet) -> (Hand, String) {
     let mut hand = puppet.accept().await;
     let request = hand.request().await;
     let id =
@@ -43,7 +43,7 @@ async fn next(puppet: &Puppet) -> (Hand, String) {
 }
 
 /// A whole answer. The connection closes, so that the next request opens one.
-async fn answer(mut hand: Hand, status: &str, body: &str) {
+pub async fn answer(mut hand: Hand, status: &str, body: &str) {
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
@@ -52,7 +52,7 @@ async fn answer(mut hand: Hand, status: &str, body: &str) {
 }
 
 /// Waits until so many requests are in the queue.
-async fn waiting(house: &House, count: u64) {
+pub async fn waiting(house: &House, count: u64) {
     wait_until_async(&format!("{count} waiting"), async || {
         let metrics = house.metrics().await;
         let lines = metrics.lines().filter(|line| line.starts_with("behavry_ollama_queue_waiting_requests{"));

@@ -12,7 +12,7 @@ use crate::wire::{Endpoint, model};
 
 /// What is known at this moment.
 pub(super) struct Said {
-    /// Backends that are up.
+    /// Backends that are up and in use.
     fleet: Vec<(Arc<Backend>, Arc<Known>)>,
     /// By canonical name: which of them list it. Only for those who may know their names.
     holders: Option<HashMap<String, Vec<String>>>,
@@ -21,7 +21,7 @@ pub(super) struct Said {
 impl Said {
     /// `names`: what each of the backends that answered lists.
     pub fn new(pool: &Pool, gathered: &[Gathered], names: &[Vec<String>], names_backends: bool) -> Said {
-        let fleet = pool.fleet().into_iter().filter(|(backend, _)| backend.is_up()).collect();
+        let fleet = pool.fleet().into_iter().filter(|(backend, _)| backend.is_up() && !backend.is_drained()).collect();
         let holders = names_backends.then(|| {
             let mut holders: HashMap<String, Vec<String>> = HashMap::new();
             for (reply, names) in gathered.iter().zip(names) {

@@ -10,12 +10,14 @@ use http::Method;
 use pingora_proxy::Session;
 
 use super::super::Gateway;
+use super::super::elsewhere::failure_of;
 use super::super::reply::refuse_encoded;
 use super::gone;
 use crate::door::Ticket;
 use crate::exchange::Fault;
 use crate::refusal::Refusal;
 use crate::upstream::client::{Call, ClientError, Reply};
+use crate::upstream::health::Failed;
 use crate::upstream::{Backend, catalogue};
 
 /// A backend, and what it answered.
@@ -91,19 +93,20 @@ impl Gateway {
         Ok(answers)
     }
 
-    /// The reply of one backend, the next one where the first cannot be reached. `None`: the client has left.
+    /// The reply of one backend, the next one where the first fails or has not got the model. `None`: the client has left.
     pub(super) async fn ask_one(
         &self,
         session: &mut Session,
         exchange: &mut Ticket,
     ) -> Result<Option<Gathered>, Refusal> {
-        let mut unreachable: Vec<String> = Vec::new();
-        for _ in self.site.pool.backends() {
-            self.lease(exchange)?;
+        self.lease(exchange)?;
+        loop {
+            self.fit_again(exchange);
             let Some(lease) = &exchange.lease else { return Err(Refusal::internal_error()) };
             let backend = Arc::clone(lease.backend());
             exchange.attempts += 1;
-            exchange.dispatched = Some(Instant::now());
+            exchange.attempted.get_or_insert_with(Instant::now);
+            exchange.dispatched.get_or_insert_with(Instant::now);
             let answer = tokio::select! { biased;
                 answer = self.ask(exchange, &backend) => answer,
                 () = gone(session) => {
@@ -111,18 +114,24 @@ impl Gateway {
                     return Ok(None);
                 }
             };
-            match answer {
-                Ok(reply) => {
-                    refuse_encoded(&reply.head)?;
-                    return Ok(Some(Gathered { backend, reply }));
-                }
-                // It is known to be down now, and another is chosen while there is one.
-                Err(ClientError::Unreachable) => unreachable.push(backend.url.to_string()),
-                Err(fault) => return Err(self.refusal_of(&backend, fault)),
+            let Some(lease) = &exchange.lease else { return Err(Refusal::internal_error()) };
+            let failed = match &answer {
+                Ok(reply) => failure_of(&reply.head, lease),
+                Err(ClientError::Unreachable) => Some(Failed::Unreachable),
+                Err(ClientError::Silent) => Some(Failed::Silent),
+                Err(ClientError::Broken(_)) => Some(Failed::BrokeOff),
+            };
+            match failed {
+                None => self.note_succeeded(lease),
+                Some(failed) if self.go_elsewhere(exchange, failed) => continue,
+                Some(_) => {}
             }
+            return match answer {
+                Ok(reply) => refuse_encoded(&reply.head).map(|()| Some(Gathered { backend, reply })),
+                Err(ClientError::Unreachable) => Err(self.unreachable(exchange)),
+                Err(fault) => Err(self.refusal_of(&backend, fault)),
+            };
         }
-        unreachable.dedup();
-        Err(Refusal::backend_unreachable(&unreachable.iter().map(String::as_str).collect::<Vec<_>>()))
     }
 
     async fn ask(&self, exchange: &Ticket, backend: &Arc<Backend>) -> Result<Reply, ClientError> {

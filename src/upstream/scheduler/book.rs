@@ -92,6 +92,20 @@ pub struct Loading {
     /// Its first byte tells when the load is over.
     pub streams: bool,
     pub until_s: f64,
+    /// Nobody waits for it: whoever needs the loader gets it.
+    pub gives_way: bool,
+}
+
+impl Backend {
+    /// The load that another one has to wait for.
+    pub fn in_the_way(&self) -> Option<&Loading> {
+        self.loading.as_ref().filter(|loading| !loading.gives_way)
+    }
+
+    /// Runs that a request shares the processor with.
+    pub fn busy(&self) -> usize {
+        self.in_flight - usize::from(self.loading.as_ref().is_some_and(|loading| loading.gives_way))
+    }
 }
 
 pub struct Model {
@@ -193,20 +207,8 @@ impl Book {
         if let Some(&model) = self.names.get(name) {
             return model;
         }
-        let name: Arc<str> = name.into();
-        let cells = self.backends.iter().map(|backend| {
-            let slots = backend.settings.model_slots.get(&*name).copied().unwrap_or(backend.settings.slots);
-            Cell { slots: slots.max(1), ..Cell::default() }
-        });
-        let fresh = Model {
-            name: Arc::clone(&name),
-            queue: Queue::default(),
-            cells: cells.collect(),
-            demand: Demand::default(),
-            rates: Rates::default(),
-            output_tokens: Mean::default(),
-            bytes: 0,
-        };
+        let fresh = self.fresh(name);
+        let name = Arc::clone(&fresh.name);
         let idle = |model: &Model| model.queue.is_empty() && model.cells.iter().all(|cell| !cell.is_used());
         let reused = if self.models.len() < MODELS {
             None
@@ -229,6 +231,35 @@ impl Book {
         };
         self.names.insert(name, model);
         model
+    }
+
+    /// A model without a past.
+    fn fresh(&self, name: &str) -> Model {
+        let name: Arc<str> = name.into();
+        let cells = self.backends.iter().map(|backend| {
+            let slots = backend.settings.model_slots.get(&*name).copied().unwrap_or(backend.settings.slots);
+            Cell { slots: slots.max(1), ..Cell::default() }
+        });
+        Model {
+            queue: Queue::default(),
+            cells: cells.collect(),
+            name,
+            demand: Demand::default(),
+            rates: Rates::default(),
+            output_tokens: Mean::default(),
+            bytes: 0,
+        }
+    }
+
+    /// The number of a model that is none of those that are known, until it is taken back.
+    pub fn add(&mut self, name: &str) -> usize {
+        self.models.push(self.fresh(name));
+        self.models.len() - 1
+    }
+
+    /// The last that was added.
+    pub fn take_back(&mut self, model: usize) {
+        self.models.truncate(model);
     }
 
     /// What each part takes for a model on a backend, as far as was learnt: there, on others, or by its size.

@@ -16,6 +16,8 @@ const FORGOTTEN: f64 = 0.3;
 /// Why it is this backend: the audit's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
+    /// No other could be chosen.
+    Only,
     /// The model is loaded there, and the conversation was answered there before.
     Conversation,
     /// The model is loaded there.
@@ -35,6 +37,7 @@ pub enum Reason {
 impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
+            Reason::Only => "only",
             Reason::Conversation => "conversation",
             Reason::Loaded => "loaded",
             Reason::Held => "held",
@@ -61,6 +64,60 @@ pub struct Choice {
     starts_s: f64,
     pub(super) holds_s: f64,
     pub(super) load_s: f64,
+}
+
+/// What a backend has to offer for one request, for those who ask why.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Offer {
+    pub backend: usize,
+    pub standing: Standing,
+    /// Seconds until a slot is free.
+    pub waits_s: f64,
+    /// Seconds for the model to be loaded, with what has to end before.
+    pub load_s: f64,
+    /// Seconds until the answer is complete, with what the load takes from others and what the configuration prefers: the least wins.
+    pub cost_s: f64,
+}
+
+/// How a backend stands to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The model is in its memory.
+    Loaded,
+    /// The model is on its disk.
+    Held,
+    /// Its list was not read, and it may be used all the same.
+    Unknown,
+    /// Its list was not read: it is not used while others were.
+    Unread,
+    /// It fails, or did lately: it is used where no other can be.
+    Failing,
+    /// It has not got the model: it is used where no other can be.
+    Absent,
+    /// The configuration keeps the model from it.
+    Barred,
+    /// An operator has drained it.
+    Drained,
+}
+
+impl Standing {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Standing::Loaded => "loaded",
+            Standing::Held => "held",
+            Standing::Unknown => "unknown",
+            Standing::Unread => "unread",
+            Standing::Failing => "failing",
+            Standing::Absent => "absent",
+            Standing::Barred => "barred",
+            Standing::Drained => "drained",
+        }
+    }
+
+    /// Whether it may have the request at all.
+    pub fn may_serve(self) -> bool {
+        !matches!(self, Standing::Unread | Standing::Barred | Standing::Drained)
+    }
 }
 
 /// A backend while those who wait for one model are placed on it in thought.
@@ -118,7 +175,15 @@ impl Desk {
 
 impl Book {
     /// Sets a desk for each backend, with `most` slots at most.
-    pub fn set_desks(&self, now_s: f64, model: usize, most: usize, tier_s: f64, judge: &Judge, desks: &mut Vec<Desk>) {
+    pub fn set_desks(
+        &self,
+        now_s: f64,
+        model: usize,
+        most: usize,
+        tier_s: f64,
+        judge: &dyn Judge,
+        desks: &mut Vec<Desk>,
+    ) {
         desks.resize_with(self.backends.len(), || Desk {
             rank: Rank::Never,
             is_trial: false,
@@ -134,7 +199,7 @@ impl Book {
         for (place, desk) in desks.iter_mut().enumerate() {
             let backend = &self.backends[place];
             let cell = &self.models[model].cells[place];
-            let state = judge(place, &self.models[model].name);
+            let state = judge.state(place, &self.models[model].name);
             desk.is_trial = state == State::Trial;
             desk.rank = match state {
                 State::Drained => Rank::Never,
@@ -159,21 +224,28 @@ impl Book {
             }
             desk.is_free = cell.free() > 0 && comes.is_none();
             desk.times = self.times_from(place, model, &usual);
-            let others = backend.in_flight - cell.running.len();
+            let others = backend.busy().saturating_sub(cell.running.len());
             desk.crowd = 1.0 + CROWDED * others as f64;
             // In flight only decides between equals.
             desk.preference_s =
-                tier_s * f64::from(backend.settings.tier) + 1e-4 * backend.in_flight as f64 / backend.settings.weight;
+                tier_s * f64::from(backend.settings.tier) + 1e-4 * backend.busy() as f64 / backend.settings.weight;
             desk.load = None;
         }
     }
 
     /// The backend that costs the request least. `None`: none may take it.
     pub fn choose(&self, now_s: f64, model: usize, want: &Want, desks: &mut [Desk]) -> Option<Choice> {
-        let may = |place: &usize| want.barred.is_empty() || !want.barred.contains(place);
+        let passes_unread = self.passes_unread(want);
+        let may = |place: &usize| self.may(want, passes_unread, *place);
         let tokens = self.tokens(model, want);
-        let rank =
-            (0..desks.len()).filter(may).map(|place| desks[place].rank).min().filter(|rank| *rank != Rank::Never)?;
+        let (mut rank, mut choices) = (Rank::Never, 0);
+        for place in (0..desks.len()).filter(may) {
+            rank = rank.min(desks[place].rank);
+            choices += usize::from(desks[place].rank != Rank::Never);
+        }
+        if rank == Rank::Never || (rank == Rank::Absent && want.only_holding) {
+            return None;
+        }
         loop {
             let mut best: Option<Choice> = None;
             for place in (0..desks.len()).filter(may) {
@@ -193,6 +265,7 @@ impl Book {
                 continue;
             }
             best.reason = match rank {
+                _ if choices == 1 => Reason::Only,
                 Rank::Suspect => Reason::LastResort,
                 Rank::Unknown => Reason::Unknown,
                 Rank::Absent | Rank::Never => Reason::Absent,
@@ -203,6 +276,42 @@ impl Book {
             };
             return Some(best);
         }
+    }
+
+    /// What each backend has to offer, the chosen one and the others.
+    pub fn offers(&self, now_s: f64, model: usize, want: &Want, desks: &mut [Desk]) -> Vec<Offer> {
+        let (passes_unread, tokens) = (self.passes_unread(want), self.tokens(model, want));
+        let offer = |(place, desk): (usize, &mut Desk)| {
+            let standing = match desk.rank {
+                Rank::Never => Standing::Drained,
+                _ if want.barred.contains(&place) => Standing::Barred,
+                _ if !self.may(want, passes_unread, place) => Standing::Unread,
+                Rank::Known if desk.is_warm => Standing::Loaded,
+                Rank::Known => Standing::Held,
+                Rank::Unknown => Standing::Unknown,
+                Rank::Suspect => Standing::Failing,
+                Rank::Absent => Standing::Absent,
+            };
+            if !standing.may_serve() {
+                return Offer { backend: place, standing, waits_s: 0.0, load_s: 0.0, cost_s: 0.0 };
+            }
+            if !desk.is_warm && desk.load.is_none() {
+                desk.load = Some(self.load_costs(now_s, place, model));
+            }
+            let choice = self.offer(now_s, model, want, tokens, place, desk);
+            let waits_s = (choice.starts_s - now_s).max(0.0);
+            Offer { backend: place, standing, waits_s, load_s: choice.load_s, cost_s: choice.cost_s }
+        };
+        desks.iter_mut().enumerate().map(offer).collect()
+    }
+
+    /// Whether backends are left out whose list was not read.
+    fn passes_unread(&self, want: &Want) -> bool {
+        want.only_read && self.backends.iter().any(|backend| backend.is_read)
+    }
+
+    fn may(&self, want: &Want, passes_unread: bool, place: usize) -> bool {
+        !want.barred.contains(&place) && (!passes_unread || self.backends[place].is_read)
     }
 
     fn offer(&self, now_s: f64, model: usize, want: &Want, tokens: f64, place: usize, desk: &Desk) -> Choice {
@@ -216,7 +325,7 @@ impl Book {
         let lost_s = loss_s + FORGOTTEN * forgets as f64 * desk.times.prefill_s_byte;
         let starts_s = desk.starts_s();
         // One load at a time: where another is under way, this one would wait in Ollama's queue, where it cannot be called back.
-        let loader_is_free = self.backends[place].loading.is_none();
+        let loader_is_free = self.backends[place].in_the_way().is_none();
         Choice {
             backend: place,
             reason: Reason::Loaded,
@@ -230,10 +339,34 @@ impl Book {
         }
     }
 
+    /// A load that nobody waits for: what it would be chosen for, if it is in nobody's way. The model is on the backend's disk and not in its
+    /// memory, nothing else is loaded, and nothing that is used has to make room.
+    pub fn preload(&self, now_s: f64, place: usize, model: usize) -> Option<Choice> {
+        let (backend, cell) = (&self.backends[place], &self.models[model].cells[place]);
+        if self.is_loaded(place, model) || cell.is_used() || backend.loading.is_some() {
+            return None;
+        }
+        if self.victims(place, model).into_iter().any(|victim| self.models[victim].cells[place].is_used()) {
+            return None;
+        }
+        let load_s = self.times(place, model).load_s;
+        Some(Choice {
+            backend: place,
+            reason: Reason::Held,
+            cost_s: load_s,
+            is_free: true,
+            is_cold: true,
+            cached_bytes: 0,
+            starts_s: now_s,
+            holds_s: load_s,
+            load_s,
+        })
+    }
+
     /// How long a load waits for the loader and for requests of models that must go, and what it costs that they go.
     fn load_costs(&self, now_s: f64, place: usize, model: usize) -> (f64, f64) {
         let backend = &self.backends[place];
-        let mut wait_s = backend.loading.as_ref().map_or(0.0, |loading| (loading.until_s - now_s).max(0.5));
+        let mut wait_s = backend.in_the_way().map_or(0.0, |loading| (loading.until_s - now_s).max(0.5));
         let mut cost_s = 0.0;
         for victim in self.victims(place, model) {
             let cell = &self.models[victim].cells[place];
@@ -290,7 +423,8 @@ impl Book {
         let backend: &mut Backend = &mut self.backends[chosen.backend];
         backend.in_flight += 1;
         if chosen.is_cold && backend.loading.is_none() {
-            backend.loading = Some(Loading { run, model, streams, until_s: now_s + chosen.load_s });
+            let until_s = now_s + chosen.load_s;
+            backend.loading = Some(Loading { run, model, streams, until_s, gives_way: false });
         }
         let cell = &mut self.models[model].cells[chosen.backend];
         cell.used_s = now_s;

@@ -99,8 +99,8 @@ impl Queue {
             let virtual_s = self.virtual_s;
             self.agents.retain(|_, turn| turn.waiting > 0 || turn.next_s > virtual_s);
         }
+        let start_s = self.start_s(agent);
         let turn = self.agents.entry(Arc::clone(agent)).or_default();
-        let start_s = turn.next_s.max(self.virtual_s);
         turn.next_s = start_s + takes_s;
         turn.waiting += 1;
         // Not negative: the order of the bits is that of the numbers.
@@ -133,12 +133,28 @@ impl Queue {
         }
     }
 
+    /// The virtual time at which the turn of an agent's next request comes.
+    fn start_s(&self, agent: &Arc<str>) -> f64 {
+        self.agents.get(agent).map_or(self.virtual_s, |turn| turn.next_s.max(self.virtual_s))
+    }
+
     /// The first `most` of those that wait, in the order in which they are to be served.
     pub fn first(&self, now_s: f64, most: usize, into: &mut Vec<u64>) {
         into.clear();
+        into.extend(self.in_order(now_s).take(most).map(|(_, waiter)| waiter));
+    }
+
+    /// Those that would be served before an agent's next request, if it came now.
+    pub fn ahead_of(&self, now_s: f64, agent: &Arc<str>, class: Class) -> impl Iterator<Item = u64> {
+        let own_s = self.start_s(agent) + class.patience_s();
+        self.in_order(now_s).take_while(move |(turn_s, _)| *turn_s <= own_s).map(|(_, waiter)| waiter)
+    }
+
+    /// Those that wait, in the order in which they are to be served, each behind the virtual time of its turn.
+    fn in_order(&self, now_s: f64) -> impl Iterator<Item = (f64, u64)> {
         let mut heads = self.waiting.each_ref().map(|waiting| waiting.iter().peekable());
-        let patience = |class: Class, place: &Place| (class.patience_s() - (now_s - place.came_s)).max(0.0);
-        while into.len() < most {
+        let patience = move |class: Class, place: &Place| (class.patience_s() - (now_s - place.came_s)).max(0.0);
+        std::iter::from_fn(move || {
             let next = Class::ALL
                 .into_iter()
                 .rev()
@@ -148,8 +164,8 @@ impl Queue {
                 })
                 // Between equals whoever came first: new agents all begin at the same stamp, and there may be no end of them.
                 .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            let Some((.., class)) = next else { return };
-            into.extend(heads[class as usize].next().map(|(_, place)| place.waiter));
-        }
+            let (turn_s, _, class) = next?;
+            heads[class as usize].next().map(|(_, place)| (turn_s, place.waiter))
+        })
     }
 }

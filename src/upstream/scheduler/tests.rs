@@ -8,6 +8,7 @@ struct Bench {
     granted: Vec<Grant>,
     expired: Vec<WaiterId>,
     nowhere: Vec<WaiterId>,
+    gave_way: Vec<RunId>,
     states: Vec<State>,
 }
 
@@ -25,14 +26,14 @@ impl Bench {
             let held = names(&["a", "b", "c"]);
             scheduler.seen(origin, backend, &Inventory { held: Some(&held), loaded: Some(&[]) });
         }
-        let (granted, expired, nowhere) = (Vec::new(), Vec::new(), Vec::new());
-        Bench { scheduler, origin, now: origin, granted, expired, nowhere, states: vec![State::Up; count] }
+        let (granted, expired, nowhere, gave_way) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Bench { scheduler, origin, now: origin, granted, expired, nowhere, gave_way, states: vec![State::Up; count] }
     }
 
     fn set_state(&mut self, backend: usize, state: State) {
         self.states[backend] = state;
         let states = self.states.clone();
-        self.scheduler.judge = Box::new(move |place, _| states[place]);
+        self.scheduler.judge = Box::new(move |place: usize, _: &str| states[place]);
     }
 
     fn of(backends: usize) -> Bench {
@@ -55,6 +56,8 @@ impl Bench {
             streams: true,
             deadline: self.origin + Duration::from_secs(100_000),
             barred: Vec::new(),
+            only_read: false,
+            only_holding: false,
         }
     }
 
@@ -82,6 +85,7 @@ impl Bench {
                 Decision::Granted(grant) => self.granted.push(grant),
                 Decision::Expired(waiter) => self.expired.push(waiter),
                 Decision::Nowhere(waiter) => self.nowhere.push(waiter),
+                Decision::GivesWay(run) => self.gave_way.push(run),
             }
         }
     }
@@ -315,7 +319,7 @@ fn two_models_are_not_loaded_on_one_backend_at_the_same_time() {
     let mut bench = Bench::of(1);
     let first = bench.ask("a", "x");
     let second = bench.ask("b", "x");
-    assert_eq!(bench.granted(first).reason, Reason::Held);
+    assert_eq!(bench.granted(first).reason, Reason::Only);
     assert_eq!(bench.grant_of(second), None, "Ollama would queue it behind the load, where it cannot be called back");
     bench.scheduler.first_byte(bench.now, bench.granted(first).run);
     bench.after(0.2);
@@ -327,9 +331,18 @@ fn where_nobody_knows_what_is_loaded_nothing_is_held_back_for_a_load() {
     let origin = Instant::now();
     let scheduler = Scheduler::new(origin, Settings::default(), vec![BackendSettings::default()]);
     let (granted, expired, nowhere) = (Vec::new(), Vec::new(), Vec::new());
-    let mut bench = Bench { scheduler, origin, now: origin, granted, expired, nowhere, states: vec![State::Up] };
+    let mut bench = Bench {
+        scheduler,
+        origin,
+        now: origin,
+        granted,
+        expired,
+        nowhere,
+        gave_way: Vec::new(),
+        states: vec![State::Up],
+    };
     let both = [bench.ask("a", "x"), bench.ask("b", "x")];
-    assert!(both.iter().all(|waiter| bench.granted(*waiter).reason == Reason::Unknown));
+    assert!(both.iter().all(|waiter| bench.granted(*waiter).reason == Reason::Only));
 }
 
 #[test]
@@ -467,10 +480,15 @@ fn whoever_does_not_wait_is_counted_though_no_slot_is_free() {
 
 #[test]
 fn where_all_have_failed_the_last_resort_is_used_and_where_all_are_drained_none() {
-    let mut bench = Bench::of(1).warm(0, &["a"]);
+    let mut bench = Bench::of(2).warm(0, &["a"]);
     bench.set_state(0, State::Down);
+    bench.set_state(1, State::Down);
     let waiter = bench.ask("a", "x");
     assert_eq!(bench.granted(waiter).reason, Reason::LastResort);
+    bench.answer(waiter);
+    bench.set_state(1, State::Drained);
+    let waiter = bench.ask("a", "x");
+    assert_eq!(bench.granted(waiter).reason, Reason::Only);
     bench.answer(waiter);
     bench.set_state(0, State::Drained);
     let waiter = bench.ask("a", "x");
@@ -479,6 +497,153 @@ fn where_all_have_failed_the_last_resort_is_used_and_where_all_are_drained_none(
     let barred = Want { barred: vec![0], ..bench.want("a", "x") };
     let barred = bench.arrive(barred);
     assert_eq!(bench.nowhere, [waiter, barred]);
+}
+
+/// What was known when it came is nothing to go by when it is placed.
+#[test]
+fn whoever_waits_goes_by_what_is_known_when_it_is_placed() {
+    let settings = || Settings { tier: Duration::from_secs(100_000), ..Settings::default() };
+    let mut scheduler = Scheduler::new(Instant::now(), settings(), vec![BackendSettings::default(); 2]);
+    let held = names(&["a"]);
+    let origin = scheduler.origin;
+    scheduler.seen(origin, 0, &Inventory { held: Some(&held), loaded: Some(&held) });
+    let mut bench = Bench { scheduler, ..Bench::of(2) };
+    bench.now = origin;
+    let only_read = |bench: &Bench| Want { only_read: true, ..bench.want("a", "x") };
+    let first = bench.arrive(only_read(&bench));
+    assert_eq!(bench.granted(first).backend, 0);
+    let second = bench.arrive(only_read(&bench));
+    assert_eq!(bench.grant_of(second), None, "the other one has not said yet what it has");
+    bench.scheduler.seen(bench.now, 1, &Inventory { held: Some(&held), loaded: Some(&held) });
+    bench.poll();
+    assert_eq!(bench.granted(second).backend, 1, "now it has");
+
+    // Two wait; one backend is drained, and the other's slot is free before.
+    let (third, fourth) = (bench.arrive(only_read(&bench)), bench.arrive(only_read(&bench)));
+    bench.set_state(0, State::Drained);
+    bench.answer(first);
+    assert_eq!(bench.grant_of(third), None, "a drained one gets nothing");
+    bench.answer(second);
+    assert_eq!(bench.granted(third).backend, 1);
+    bench.set_state(0, State::Down);
+    bench.after(1.0);
+    assert_eq!(bench.grant_of(fourth), None, "nor one that fails");
+    bench.set_state(0, State::Up);
+    bench.after(1.0);
+    assert_eq!(bench.granted(fourth).backend, 0, "one that came back does");
+}
+
+#[test]
+fn an_outlook_names_what_a_request_gets_and_leaves_no_trace() {
+    let mut bench = Bench::of(2).warm(0, &["a"]);
+    let trace = |bench: &Bench| {
+        let of = &bench.scheduler;
+        let agents = of.book.models.iter().map(|model| model.queue.agents()).sum::<usize>();
+        (of.waiting(), of.busy(), of.last_id, of.book.models.len(), of.book.names.len(), agents, of.agents.len())
+    };
+    let before = trace(&bench);
+    let want = bench.want("a", "x");
+    let outlook = bench.scheduler.outlook(bench.now, &want).expect("there is room");
+    assert_eq!((outlook.ahead, outlook.chosen.expect("one").is_free), (0, true));
+    let unknown = bench.want("never-heard-of", "x");
+    let nobodys = bench.scheduler.outlook(bench.now, &unknown).expect("there is room");
+    assert_eq!(nobodys.chosen.expect("one").reason, Reason::Absent);
+    assert_eq!(trace(&bench), before);
+    let standings: Vec<Standing> = outlook.offers.iter().map(|offer| offer.standing).collect();
+    assert_eq!(standings, [Standing::Loaded, Standing::Held]);
+    // The least cost wins, and it is the backend that a request gets.
+    assert!(outlook.offers[0].cost_s < outlook.offers[1].cost_s && outlook.offers[1].load_s > 0.0);
+    let first = bench.ask("a", "x");
+    assert_eq!(bench.granted(first).backend, outlook.chosen.expect("one").backend);
+
+    // Each prophecy comes true, behind any number of others.
+    for n in 0..40 {
+        let want = Want {
+            class: Class::ALL[n % 3],
+            barred: if n % 5 == 0 { vec![1] } else { Vec::new() },
+            ..bench.want("a", ["x", "y", "z"][n % 3])
+        };
+        let before = trace(&bench);
+        let outlook = bench.scheduler.outlook(bench.now, &want).expect("there is room");
+        assert_eq!(trace(&bench), before, "{n}");
+        let chosen = outlook.chosen.expect("one");
+        let waiter = bench.arrive(want);
+        let granted = bench.grant_of(waiter);
+        assert_eq!(granted.is_some(), chosen.is_free, "{n}");
+        assert!(granted.is_none_or(|grant| (grant.backend, grant.reason) == (chosen.backend, chosen.reason)), "{n}");
+        if n % 4 == 3 {
+            let ends = bench.granted.iter().rfind(|grant| bench.scheduler.runs.contains_key(&grant.run.0)).copied();
+            bench.answer(ends.expect("some run").waiter);
+        }
+    }
+    bench.set_state(0, State::Drained);
+    bench.set_state(1, State::Down);
+    let outlook = bench.scheduler.outlook(bench.now, &want).expect("there is room");
+    let standings: Vec<Standing> = outlook.offers.iter().map(|offer| offer.standing).collect();
+    assert_eq!(standings, [Standing::Drained, Standing::Failing]);
+}
+
+#[test]
+fn what_is_loaded_for_nobody_is_in_nobodys_way() {
+    let mut bench = Bench::of(1).warm(0, &["a"]);
+    let load = |bench: &mut Bench, model: &str| {
+        let run = bench.scheduler.preload(bench.now, 0, model);
+        bench.poll();
+        run
+    };
+    assert_eq!(load(&mut bench, "a"), None, "it is loaded");
+    let run = load(&mut bench, "b").expect("nobody is there");
+    assert_eq!(load(&mut bench, "c"), None, "one at a time");
+    // A loaded model is none of its business.
+    let loaded = bench.ask("a", "x");
+    assert_eq!(bench.granted(loaded).backend, 0);
+    // The same model is loaded once, and for both.
+    let same = bench.ask("b", "x");
+    assert_eq!(bench.grant_of(same), None, "one slot, one load");
+    bench.scheduler.ended(
+        bench.now,
+        run,
+        Ended::Complete(Measured { load: Some(Duration::from_secs(3)), ..Measured::default() }),
+    );
+    bench.poll();
+    assert_eq!(bench.granted(same).reason, Reason::Only);
+    bench.answer(same);
+    assert!(bench.gave_way.is_empty());
+
+    // Another model's request has the loader at once. (It went by itself: nothing has pushed it out.)
+    bench.after(400.0);
+    bench.scheduler.seen(bench.now, 0, &Inventory { held: None, loaded: Some(&names(&["a"])) });
+    bench.after(1.0);
+    let run = load(&mut bench, "b").expect("it is not loaded any more");
+    let other = bench.ask("c", "x");
+    assert_eq!((bench.granted(other).waited, &bench.gave_way[..]), (Duration::ZERO, &[run][..]));
+    let lingers = bench.ask("b", "x");
+    assert_eq!(bench.grant_of(lingers), None, "its backend has a moment to notice, and then loads for the other one");
+    bench.scheduler.ended(bench.now, run, Ended::Left); // what held it is told, and lets go
+    bench.answer(other);
+    bench.after(1.0);
+    assert_eq!(bench.granted(lingers).backend, 0);
+    assert_eq!(load(&mut bench, "c"), None, "it is loaded by now");
+    bench.answer(lingers);
+    bench.answer(loaded);
+    assert_eq!(bench.scheduler.busy(), 0);
+}
+
+#[test]
+fn nothing_is_loaded_for_nobody_where_somebody_waits_or_something_used_makes_room() {
+    let mut bench = Bench::of(1).warm(0, &["a"]);
+    let (runs, waits) = (bench.ask("a", "x"), bench.ask("a", "x"));
+    assert_eq!(bench.scheduler.preload(bench.now, 0, "b"), None, "somebody waits");
+    bench.answer(runs);
+    for state in [State::Down, State::Trial, State::Drained] {
+        bench.set_state(0, state);
+        assert_eq!(bench.scheduler.preload(bench.now, 0, "b"), None, "{state:?}");
+    }
+    bench.set_state(0, State::Up);
+    bench.scheduler.book.backends[0].room_bytes = 5_000_000_000; // one of them
+    assert_eq!(bench.scheduler.preload(bench.now, 0, "b"), None, "what is used would make room");
+    bench.answer(waits);
+    assert!(bench.scheduler.preload(bench.now, 0, "b").is_some());
 }
 
 #[test]
@@ -538,7 +703,7 @@ fn no_order_of_events_loses_a_slot_or_a_place_in_the_queue() {
         let mut waiting: Vec<WaiterId> = Vec::new();
         let mut running: Vec<(RunId, WaiterId)> = Vec::new();
         for _ in 0..600 {
-            match pick(9) {
+            match pick(10) {
                 0..=3 => {
                     let model = ["a", "b", "c", "elsewhere"][pick(4) as usize];
                     let want = Want {
@@ -564,6 +729,11 @@ fn no_order_of_events_loses_a_slot_or_a_place_in_the_queue() {
                     bench.scheduler.ended(bench.now, run, how);
                     bench.scheduler.ended(bench.now, run, how); // twice is once
                 }
+                8 => {
+                    let model = ["a", "b", "c", "elsewhere"][pick(4) as usize];
+                    let run = bench.scheduler.preload(bench.now, pick(backends as u64) as usize, model);
+                    running.extend(run.map(|run| (run, WaiterId(run.0))));
+                }
                 7 => {
                     let backend = pick(backends as u64) as usize;
                     let state = [State::Up, State::Trial, State::Down, State::Drained][pick(4) as usize];
@@ -576,6 +746,8 @@ fn no_order_of_events_loses_a_slot_or_a_place_in_the_queue() {
             bench.poll();
             running.extend(bench.granted.drain(..).map(|grant| (grant.run, grant.waiter)));
             let gone: Vec<WaiterId> = bench.expired.drain(..).chain(bench.nowhere.drain(..)).collect();
+            let gave_way: Vec<RunId> = bench.gave_way.drain(..).collect();
+            running.retain(|(run, _)| !gave_way.contains(run));
             waiting.retain(|waiter| !gone.contains(waiter) && !running.iter().any(|(_, of)| of == waiter));
             assert_eq!(bench.scheduler.waiting(), waiting.len(), "seed {seed}");
             assert_eq!(bench.scheduler.runs.len(), running.len(), "seed {seed}");
@@ -592,6 +764,8 @@ fn no_order_of_events_loses_a_slot_or_a_place_in_the_queue() {
         for _ in 0..2000 {
             bench.after(1.0);
             running.extend(bench.granted.drain(..).map(|grant| (grant.run, grant.waiter)));
+            let gave_way: Vec<RunId> = bench.gave_way.drain(..).collect();
+            running.retain(|(run, _)| !gave_way.contains(run));
             let Some((run, _)) = running.pop() else { continue };
             bench.scheduler.ended(bench.now, run, Ended::Complete(Measured::default()));
         }
