@@ -15,6 +15,7 @@
 //!
 //! A new command is a variant of [`Request`], and its answer an arm in `server::commands`.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,28 @@ pub enum Request {
     },
     /// Sign with another key; in force when it is answered.
     RotateKeys(Plan),
+    /// What would become of a request; nothing is done.
+    Explain(Question),
+}
+
+/// A request that nobody makes. It may hold a prompt, and so has no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Question {
+    pub method: String,
+    pub path: String,
+    /// JSON.
+    pub body: Option<String>,
+    /// Instead of the body's.
+    pub model: Option<String>,
+    pub agent: String,
+    pub roles: Vec<String>,
+    pub permissions: Vec<String>,
+    pub risk_tier: Option<String>,
+    pub source_ip: Option<IpAddr>,
+    /// `x-behavry-priority`.
+    pub priority: Option<String>,
+    /// `x-behavry-backend`.
+    pub backend: Option<String>,
 }
 
 /// What the proxy answers.

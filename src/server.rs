@@ -43,6 +43,7 @@ use crate::upstream::warm;
 
 pub mod assemble;
 pub mod commands;
+pub mod explain;
 mod lifecycle;
 mod listen;
 mod reload;

@@ -40,9 +40,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ]),
     ("server", &[
         "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "memory", "models", "operator", "outbound", "policy",
-        "proxy", "remote_keys", "route", "sinks", "site", "snapshot", "upstream", "wire",
+        "proxy", "refusal", "remote_keys", "route", "sinks", "site", "snapshot", "upstream", "wire",
     ]),
-    ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator", "wire"]),
+    ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator"]),
     ("lib", &[]),
     ("main", &["cli"]),
 ];

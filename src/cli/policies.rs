@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::Failure;
 use crate::config::Config;
-use crate::identity::Caller;
+use crate::control::{self, Question, Request};
 use crate::policy::testing::{self, TestOutcome};
-use crate::policy::{Facts, Policy, Requester};
-use crate::route::{self, Route, RouteSettings};
+use crate::policy::{Explanation, Policy};
+use crate::route::RouteSettings;
 use crate::server::assemble;
-use crate::wire::{Ask, BodyRule, ask, model};
+use crate::server::explain::Case;
 
 #[derive(Subcommand)]
 pub enum PolicyCommand {
@@ -20,8 +22,8 @@ pub enum PolicyCommand {
         /// Without it: the configured policy folder, else ./policies
         dir: Option<PathBuf>,
     },
-    /// Show the decision about a request, its reasons, and the input document; nothing is sent
-    Explain(Explain),
+    /// Show the decision about a request, its reasons and the input document, and where the running proxy would send it; nothing is sent
+    Explain(Box<Explain>),
 }
 
 #[derive(Args)]
@@ -47,12 +49,18 @@ pub struct Explain {
     risk_tier: Option<String>,
     #[arg(long)]
     source_ip: Option<std::net::IpAddr>,
+    /// interactive, default or batch, as in x-behavry-priority
+    #[arg(long)]
+    priority: Option<String>,
+    /// The backend that the request names in x-behavry-backend
+    #[arg(long, value_name = "BACKEND")]
+    on: Option<String>,
 }
 
 pub fn run(command: PolicyCommand, config: &Config) -> Result<(), Failure> {
     match command {
         PolicyCommand::Test { dir } => test(dir, config),
-        PolicyCommand::Explain(request) => explain(request, config),
+        PolicyCommand::Explain(request) => explain(*request, config),
     }
 }
 
@@ -80,55 +88,47 @@ fn test(dir: Option<PathBuf>, config: &Config) -> Result<(), Failure> {
     if report.passed() { Ok(()) } else { Err(Failure::runtime("a policy test failed")) }
 }
 
+/// A decision, and what the running proxy says of the backend.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    decision: Explanation,
+    placement: Value,
+}
+
 fn explain(request: Explain, config: &Config) -> Result<(), Failure> {
     let policy: Policy = assemble::load_policy(config).map_err(Failure::configuration)?;
+    let models = assemble::models(config).map_err(Failure::configuration)?;
     let [method, path] = &request.request[..] else {
         return Err(Failure::usage("give a method and a path, such as `POST /api/chat`"));
     };
-    let method = method.to_ascii_uppercase();
-    let route = route::resolve(&method, path, &RouteSettings { drop_in: config.routes.drop_in });
-    let Ok(Route::Ollama { endpoint, upstream_path, model: in_path, .. }) = route else {
-        return Err(Failure::usage(format!("{method} {path} is no endpoint of Ollama that may pass")));
-    };
-    let mut ask = match (&request.body, endpoint.body()) {
-        (Some(body), BodyRule::Json) => {
-            let read = ask::read_filtered(endpoint, body.as_bytes(), assemble::filters(config));
-            read.map_err(|e| Failure::usage(e.to_string()))?.ask
-        }
-        _ => Ask::default(),
-    };
-    if let Some(name) = request.model.as_ref().or(in_path.as_ref()) {
-        ask.model = Some(model::parse(name).map_err(|e| Failure::usage(e.to_string()))?);
-    }
     let permissions = match request.permissions.is_empty() {
         true => vec!["web:read".to_owned(), "web:write".to_owned()],
         false => request.permissions,
     };
-    let caller = Caller {
-        agent_id: request.agent,
-        agent_name: None,
-        session_id: "explain".to_owned(),
-        roles: request.roles,
-        permissions,
-        risk_tier: request.risk_tier,
-        expires_at: i64::MAX,
-        issued_at: None,
-    };
-    let facts = Facts {
-        caller: &caller,
-        ask: &ask,
-        targets: &[],
-        endpoint,
-        method: &method,
-        resource: &upstream_path,
-        requester: Requester::default(),
+    let question = || Question {
+        method: method.clone(),
+        path: path.clone(),
+        body: request.body.clone(),
+        model: request.model.clone(),
+        agent: request.agent.clone(),
+        roles: request.roles.clone(),
+        permissions: permissions.clone(),
+        risk_tier: request.risk_tier.clone(),
         source_ip: request.source_ip,
-        now: jiff::Timestamp::now(),
+        priority: request.priority.clone(),
+        backend: request.on.clone(),
     };
-    let explanation = policy.explain(&facts);
-    let shown = serde_json::to_string_pretty(&explanation).map_err(|e| Failure::runtime(e.to_string()))?;
-    println!("{shown}");
-    if let Err(missing) = caller.may(endpoint.kind()) {
+    let routes = RouteSettings { drop_in: config.routes.drop_in };
+    let case = Case::read(question(), &routes, assemble::filters(config))?;
+    let targets = models.targets_for(case.endpoint(), case.ask());
+    let decision = policy.explain(&case.facts(&targets));
+    // What is in each memory and what waits only the proxy knows that runs.
+    let placement = control::ask(&config.state_dir, &Request::Explain(question()));
+    let placement = placement.unwrap_or_else(|e| json!({ "outcome": "unknown", "detail": e.to_string() }));
+    let shown = serde_json::to_string_pretty(&Shown { decision, placement });
+    println!("{}", shown.map_err(|e| Failure::runtime(e.to_string()))?);
+    if let Some(missing) = case.lacks() {
         println!("before the policy: refused, since the permission {missing} is missing");
     }
     Ok(())

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::verdict::{self, Verdict};
 use super::{Facts, Judge, MAX_MODELS, MAX_ROLES, Policy, each_role, input};
+use crate::wire::ModelRef;
 
 /// Why a request is decided as it is.
 #[derive(Debug, Serialize)]
@@ -13,6 +14,8 @@ pub struct Explanation {
     pub decision: &'static str,
     pub policy_id: String,
     pub reasons: Vec<String>,
+    /// The models that may run, best first: the one that is asked for, or those of its alias and fallbacks that are allowed.
+    pub may_run: Vec<String>,
     /// One for each role and each model that the request names, or that may run for it.
     pub verdicts: Vec<RoleVerdict>,
     /// The document for the first role and model; the others differ in `agent_role`, `agent.role` and the model.
@@ -51,15 +54,18 @@ pub(super) fn explain(policy: &Policy, facts: &Facts<'_>) -> Explanation {
             verdicts.push(RoleVerdict { role, model, verdict, reasons, document });
         }
     }
+    let mut may_run = Vec::new();
     let (decision, policy_id, reasons) = match policy.decide(facts) {
         Ok(permit) => {
+            let runs = if permit.targets().is_empty() { permit.model.as_slice() } else { permit.targets() };
+            may_run.extend(runs.iter().map(ModelRef::canonical));
             ("allow", permit.policy_id().to_owned(), permit.reason().map(str::to_owned).into_iter().collect())
         }
         Err(denial) => (denial.kind.as_str(), denial.policy_id, denial.reasons),
     };
     let first_role = each_role(&facts.caller.roles).next().flatten();
     let input = json(&input::document(facts, first_role, facts.ask.model.as_ref())).unwrap_or_default();
-    Explanation { decision, policy_id, reasons, verdicts, input, revision: policy.revision().to_owned() }
+    Explanation { decision, policy_id, reasons, may_run, verdicts, input, revision: policy.revision().to_owned() }
 }
 
 /// Sets become arrays, as in OPA's output; undefined becomes null.

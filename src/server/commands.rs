@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::assemble;
+use super::explain::Case;
 use super::reload::Reloader;
 use crate::config::Config;
 use crate::control::{self, Fault, OpenError, Reply, Request};
@@ -60,6 +61,10 @@ impl Commands {
             Request::BackendDrain { name } => self.drain_backend(&name, true),
             Request::BackendUndrain { name } => self.drain_backend(&name, false),
             Request::RotateKeys(plan) => self.rotate_keys(plan).await,
+            Request::Explain(question) => {
+                let case = Case::read(question, &self.site.routes, self.site.filters)?;
+                Ok(case.placement(&self.site))
+            }
         }
     }
 

@@ -21,6 +21,7 @@ mod crashes;
 mod devices;
 mod door;
 mod drained;
+mod explain;
 mod failover;
 mod fallbacks;
 mod filters;
