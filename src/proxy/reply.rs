@@ -74,7 +74,7 @@ impl Gateway {
         let now = Instant::now();
         exchange.first_byte = Some(now);
         exchange.link.signal.progress.first_byte(now - exchange.began);
-        exchange.status = exchange.upstream_status;
+        exchange.status = exchange.upstream_status.filter(|_| exchange.link.client_left().is_none());
         if let (Some(endpoint), ReplyKind::Json(framing)) = (exchange.endpoint(), kind)
             && endpoint.kind() == Kind::Infer
             && head.status == 200

@@ -326,6 +326,9 @@ async fn a_load_may_be_finished_for_a_client_that_left_and_its_backend_is_then_t
         backend.closed().await;
         let record = house.final_of("load").await;
         assert_eq!(record["extra"]["outcome"], "client_abort", "{manner:?}");
+        for began in house.records_of("load").await.iter().filter(|record| record["extra"]["phase"] == "stream_start") {
+            assert_eq!((&began["response_code"], &began["extra"]["upstream_status"]), (&Value::Null, &json!(200)));
+        }
         assert_eq!(record["error"], "the client left, and its model was loaded all the same");
         assert_eq!(record["response_code"], Value::Null, "nobody was answered");
         assert_eq!(record["extra"]["upstream_status"], 200);

@@ -426,9 +426,11 @@ function showBackends(backends) {
     const flying = element("span", "note", "idle");
     inFlight.set(backend.name, flying);
     li.append(flying);
-    for (const model of (backend.models ?? []).slice(0, MODELS_SHOWN)) {
-      const chip = element("span", "chip", model);
-      chip.title = model;
+    const loaded = new Set(backend.loaded);
+    const models = [...(backend.models ?? [])].sort((a, b) => loaded.has(b) - loaded.has(a));
+    for (const model of models.slice(0, MODELS_SHOWN)) {
+      const chip = element("span", "chip", loaded.has(model) ? `${model} · loaded` : model);
+      chip.title = chip.textContent;
       li.append(chip);
     }
     const broken = Object.entries(backend.breakers);
