@@ -159,17 +159,17 @@ const TABLE: &[Row] = {
         Row(ANY, Is("/api/me"),                      Egress),
         Row(ANY, Is("/api/signout"),                 Egress),
         Row(ANY, Under("/api/user/keys"),            Egress),
-        // not offered; `operation` makes the finer word of files and batches
+        // not offered; `operation` makes the finer words
         Row(ANY, Under("/v1/audio/speech"),          Unsupported("speech")),
         Row(ANY, Under("/v1/audio/transcriptions"),  Unsupported("transcription")),
         Row(ANY, Under("/v1/images/generations"),    Unsupported("image_generation")),
         Row(ANY, Under("/v1/images/edits"),          Unsupported("image_edit")),
         Row(ANY, Under("/v1/images/variations"),     Unsupported("image_variation")),
-        Row(ANY, Under("/v1/videos"),                Unsupported("video_generation")),
+        Row(ANY, Under("/v1/videos"),                Unsupported("video")),
         Row(ANY, Under("/v1/rerank"),                Unsupported("rerank")),
         Row(ANY, Under("/v1/files"),                 Unsupported("file")),
         Row(ANY, Under("/v1/batches"),               Unsupported("batch")),
-        Row(ANY, Under("/v1/containers"),            Unsupported("container_create")),
+        Row(ANY, Under("/v1/containers"),            Unsupported("container")),
     ]
 };
 
@@ -302,20 +302,47 @@ fn are_segments(s: &str) -> bool {
 
 /// Bifrost's word for the operation (its `request_type`); `rest` is what follows the resource's path.
 fn operation(resource: &'static str, method: &str, rest: &str) -> &'static str {
-    let has_id = !rest.is_empty();
-    match (resource, method, has_id) {
+    let segments: Vec<&str> = rest.split('/').skip(1).collect();
+    match (resource, method, segments.as_slice()) {
         ("file", "POST", _) => "file_upload",
         ("file", "DELETE", _) => "file_delete",
-        ("file", _, true) if rest.ends_with("/content") => "file_content",
-        ("file", _, true) => "file_retrieve",
-        ("file", _, false) => "file_list",
-        ("batch", "POST", true) => "batch_cancel",
-        ("batch", "POST", false) => "batch_create",
-        ("batch", _, true) if rest.ends_with("/results") => "batch_results",
-        ("batch", _, true) => "batch_retrieve",
-        ("batch", _, false) => "batch_list",
-        (resource, _, _) => resource,
+        ("file", _, []) => "file_list",
+        ("file", _, [_, "content", ..]) => "file_content",
+        ("file", ..) => "file_retrieve",
+        ("batch", "POST", []) => "batch_create",
+        ("batch", "POST", _) => "batch_cancel",
+        ("batch", "DELETE", _) => "batch_delete",
+        ("batch", _, []) => "batch_list",
+        ("batch", _, [_, "results", ..]) => "batch_results",
+        ("batch", ..) => "batch_retrieve",
+        ("video", "POST", [_, "remix", ..]) => "video_remix",
+        ("video", "POST", _) => "video_generation",
+        ("video", "DELETE", _) => "video_delete",
+        ("video", _, []) => "video_list",
+        ("video", _, [_, "content", ..]) => "video_download",
+        ("video", ..) => "video_retrieve",
+        ("container", "POST", [_, "files", ..]) => "container_file_create",
+        ("container", "POST", _) => "container_create",
+        ("container", "DELETE", [_, "files", ..]) => "container_file_delete",
+        ("container", "DELETE", _) => "container_delete",
+        ("container", _, []) => "container_list",
+        ("container", _, [_, "files"]) => "container_file_list",
+        ("container", _, [_, "files", _, "content", ..]) => "container_file_content",
+        ("container", _, [_, "files", ..]) => "container_file_retrieve",
+        ("container", ..) => "container_retrieve",
+        (resource, ..) => resource,
     }
+}
+
+/// Bifrost's word for the same operation with a stream for an answer, if it has one.
+pub fn streamed(operation: &str) -> Option<&'static str> {
+    Some(match operation {
+        "speech" => "speech_stream",
+        "transcription" => "transcription_stream",
+        "image_generation" => "image_generation_stream",
+        "image_edit" => "image_edit_stream",
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -66,12 +66,32 @@ impl Gateway {
             Route::Unsupported { operation } => {
                 exchange.dialect = Dialect::OpenAi;
                 self.identify(session, exchange).await?;
+                let operation = self.name_operation(operation, session, exchange).await?;
                 Err(Refusal::unsupported_operation(operation))
             }
             Route::Egress => {
                 self.identify(session, exchange).await?;
                 Err(Refusal::egress_denied("the route acts on the internet with the server's own account"))
             }
+        }
+    }
+
+    /// Bifrost's word for an operation that is not offered, with the difference that a stream makes. A body in JSON is read for that; a
+    /// form is not: it would be an upload of audio or images for one word more.
+    async fn name_operation(
+        &self,
+        operation: &'static str,
+        session: &mut Session,
+        exchange: &mut Ticket,
+    ) -> std::result::Result<&'static str, Refusal> {
+        let content_type = session.req_header().headers.get(http::header::CONTENT_TYPE);
+        let in_json = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+        let Some(streamed) = route::streamed(operation).filter(|_| in_json) else { return Ok(operation) };
+        match self.site.intake.read(session, Encodings::PlainOrZstd).await {
+            Ok((body, _held)) => Ok(if ask::asks_for_stream(&body) { streamed } else { operation }),
+            // However a body cannot be read, it is not offered.
+            Err(Unread::Refused(_)) if exchange.link.signal.reason().is_none() => Ok(operation),
+            Err(unread) => Err(refuse_unread(exchange, unread)),
         }
     }
 

@@ -316,7 +316,27 @@ fn operations_that_are_not_offered_carry_bifrosts_word() {
         ("POST", "/v1/batches/b1/cancel", "batch_cancel"),
         ("GET", "/v1/batches/b1/results", "batch_results"),
         ("POST", "/v1/containers", "container_create"),
-        ("GET", "/v1/containers/c1/files", "container_create"),
+        ("GET", "/v1/containers/c1/files", "container_file_list"),
+        ("GET", "/v1/containers", "container_list"),
+        ("GET", "/v1/containers/c1", "container_retrieve"),
+        ("DELETE", "/v1/containers/c1", "container_delete"),
+        ("POST", "/v1/containers/c1/files", "container_file_create"),
+        ("GET", "/v1/containers/c1/files/f1", "container_file_retrieve"),
+        ("GET", "/v1/containers/c1/files/f1/content", "container_file_content"),
+        ("DELETE", "/v1/containers/c1/files/f1", "container_file_delete"),
+        ("GET", "/v1/videos", "video_list"),
+        ("GET", "/v1/videos/v1", "video_retrieve"),
+        ("GET", "/v1/videos/v1/content", "video_download"),
+        ("DELETE", "/v1/videos/v1", "video_delete"),
+        ("POST", "/v1/videos/v1/remix", "video_remix"),
+        ("DELETE", "/v1/batches/b1", "batch_delete"),
+        // Whatever stands below them, and whatever the method.
+        ("POST", "/v1/audio/speech/x", "speech"),
+        ("PATCH", "/v1/audio/transcriptions/x/y", "transcription"),
+        ("PUT", "/v1/images/generations/x", "image_generation"),
+        ("GET", "/v1/images/edits/x", "image_edit"),
+        ("GET", "/v1/images/variations", "image_variation"),
+        ("GET", "/v1/rerank/x", "rerank"),
     ] {
         for base in ["", BASE_PATH] {
             assert_eq!(
@@ -330,6 +350,16 @@ fn operations_that_are_not_offered_carry_bifrosts_word() {
         ["/v1/ocr", "/v1/responses/input_tokens", "/v1/messages/count_tokens", "/v1/moderations", "/debug/pprof/"]
     {
         assert_eq!(resolve("POST", path, &BOTH), Err(RouteError::Unknown), "{path}");
+    }
+}
+
+#[test]
+fn operations_that_may_be_streamed_have_a_word_for_that() {
+    for operation in ["speech", "transcription", "image_generation", "image_edit"] {
+        assert_eq!(streamed(operation), Some(format!("{operation}_stream").as_str()));
+    }
+    for operation in ["image_variation", "rerank", "file_content", "video_generation", ""] {
+        assert_eq!(streamed(operation), None, "{operation}");
     }
 }
 

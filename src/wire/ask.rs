@@ -19,7 +19,10 @@ use super::{BodyRule, Dialect, Endpoint, Kind, ModelRef, anthropic, native, open
 use keys::{Keys, judged_object};
 
 mod keys;
+mod unoffered;
 mod values;
+
+pub use unoffered::asks_for_stream;
 
 /// What a request asks for. Facts only: no prompt, no message, no text of the caller but names that fit a grammar.
 /// `None` means that the endpoint has no such fact, or that the body does not say.

@@ -220,6 +220,10 @@ async fn what_ollama_does_not_offer_is_400_in_openais_shape_and_bifrosts_words()
         ("POST", "/v1/rerank", "rerank"),
         ("POST", "/v1/videos", "video_generation"),
         ("POST", "/v1/containers", "container_create"),
+        ("GET", "/v1/containers/c-1/files/f-1/content", "container_file_content"),
+        ("DELETE", "/v1/videos/v-1", "video_delete"),
+        ("POST", "/v1/images/edits/more", "image_edit"),
+        ("PUT", "/v1/audio/speech/a/b/c", "speech"),
     ] {
         for base in ["", BASE] {
             let id = format!("{}{method}{path}", base.len());
@@ -238,6 +242,52 @@ async fn what_ollama_does_not_offer_is_400_in_openais_shape_and_bifrosts_words()
     }
     let stranger = house.send(Request::new("POST", "/v1/audio/speech").body("x")).await;
     assert_eq!((stranger.status, stranger.code()), (401, "missing_token".to_owned()), "a stranger learns nothing");
+    assert_eq!(house.simulator.connections(), 0);
+}
+
+/// Whatever the body, the refusal is the same but for the word of a stream, and no backend hears of it.
+#[tokio::test]
+async fn no_body_changes_that_an_operation_is_not_offered() {
+    let config = "[limits]\nbody_bytes = 2000".to_owned();
+    let house = House::with(Plan { config, ..Plan::default() }).await;
+    let stream = "{\"stream\":true,\"prompt\":\"a cat\"}";
+    let form = "--b\r\ncontent-disposition: form-data; name=\"stream\"\r\n\r\ntrue\r\n--b--\r\n";
+    let (json, long) =
+        ("application/json; charset=utf-8", format!("{{\"stream\":true,\"x\":\"{}\"}}", "x".repeat(4000)));
+    for (id, path, headers, body, word) in [
+        ("stream", "images/generations", vec![("content-type", json)], stream, "image_generation_stream"),
+        ("speech", "audio/speech", vec![("content-type", json)], "{\"stream_format\":\"sse\"}", "speech_stream"),
+        ("no-stream-of-it", "images/variations", vec![("content-type", json)], stream, "image_variation"),
+        ("no-type", "images/generations", vec![], stream, "image_generation"),
+        (
+            "form",
+            "audio/transcriptions",
+            vec![("content-type", "multipart/form-data; boundary=b")],
+            form,
+            "transcription",
+        ),
+        ("empty", "images/generations", vec![("content-type", json)], "", "image_generation"),
+        ("no-json", "images/generations", vec![("content-type", json)], "stream: true", "image_generation"),
+        ("long", "images/generations", vec![("content-type", json)], long.as_str(), "image_generation"),
+        (
+            "packed",
+            "images/generations",
+            vec![("content-type", json), ("content-encoding", "br")],
+            stream,
+            "image_generation",
+        ),
+    ] {
+        for chunked in [false, true] {
+            let id = format!("{id}-{chunked}");
+            let mut request = Request::new("POST", &format!("/v1/{path}")).bearer(&house.token()).id(&id).body(body);
+            request.headers.extend(headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            let request = if chunked { request.chunked(100) } else { request };
+            let reply = house.send(request).await;
+            assert_eq!((reply.status, reply.code()), (400, "unsupported_operation".to_owned()), "{id}");
+            assert_eq!(reply.json()["extra_fields"]["request_type"], word, "{id}");
+            assert_eq!(house.final_of(&id).await["error"], "unsupported_operation", "{id}");
+        }
+    }
     assert_eq!(house.simulator.connections(), 0);
 }
 
