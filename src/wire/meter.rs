@@ -121,8 +121,8 @@ impl Meter {
         frames.finish(|_| end_of_record(tokens, usage));
         match tokens.layout() {
             Layout::Whole => usage.terminal = !stopped && !usage.error_frame,
-            // The model has finished, and said so; only `[DONE]` is missing.
-            Layout::ChoiceEvents => usage.terminal |= usage.finish_reason.is_some() && !usage.error_frame,
+            // The model has finished, and said so; only `[DONE]` is missing. Not so where it stops in the middle of a record.
+            Layout::ChoiceEvents => usage.terminal |= usage.finish_reason.is_some() && !usage.error_frame && !stopped,
             _ => {}
         }
         self.usage

@@ -256,6 +256,40 @@ async fn each_event_is_at_the_client_before_the_next_comes() {
     assert_eq!(house.final_of("prompt").await["extra"]["outcome"], "client_abort");
 }
 
+/// A chat that nobody finished, cleanly ended: no end for a response.
+#[tokio::test]
+async fn a_chat_that_ends_without_having_finished_is_a_failed_response() {
+    let puppet = Puppet::listen().await;
+    let house = House::with(Plan { backend: Some(puppet.url()), ..Plan::default() }).await;
+    let said = json!({ "choices": [{ "index": 0, "delta": { "content": "half" }, "finish_reason": null }] });
+    let ended = json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "stop" }] });
+    let counted = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":24,\"completion_tokens\":1";
+    for (id, rest) in
+        [("done-alone", "data: [DONE]\n\n".to_owned()), ("half-a-record", format!("data: {ended}\n\n{counted}"))]
+    {
+        let mut client = Connection::open(house.public).await;
+        let request = Request::post("/v1/responses", ask("m", json!({ "stream": true }))).bearer(&house.token()).id(id);
+        client.send(&request).await;
+        let mut hand = puppet.asked().await;
+        if id == "done-alone" {
+            let head = "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\r\n";
+            hand.say(format!("{head}404 page not found")).await;
+            hand = puppet.asked().await;
+        }
+        hand.open_stream("text/event-stream").await;
+        hand.chunk(format!("data: {said}\n\n{rest}").as_bytes()).await;
+        hand.say("0\r\n\r\n").await;
+        let reply = client.reply(false).await.expect("a reply");
+        let events = events(&reply.text());
+        let last = events.last().expect("events");
+        assert_eq!((&last["type"], reply.end), (&json!("response.failed"), End::Whole), "{id}");
+        assert_eq!(last["response"]["output"][0]["content"][0]["text"], "half", "{id}");
+        let record = house.final_of(id).await;
+        assert_eq!(record["extra"]["outcome"], "upstream_error", "{id}");
+        assert_eq!(record["extra"]["output_tokens"], Value::Null, "{id}");
+    }
+}
+
 /// By its version, without a 404: this backend has the route all the same.
 #[tokio::test]
 async fn an_ollama_whose_version_is_too_old_is_not_asked_first() {

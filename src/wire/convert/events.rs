@@ -105,13 +105,16 @@ impl Events {
         out
     }
 
-    /// The chat's stream has ended cleanly. Where it has no end the caller says so with [`Events::fail_with`].
+    /// The chat's stream has ended cleanly. Where it has no end, or stops in the middle of a record, the caller says so with
+    /// [`Events::fail_with`].
     pub fn finish(&mut self, now_s: u64) -> Vec<u8> {
         let mut out = Vec::new();
-        if !self.record.is_empty() {
-            let record = std::mem::take(&mut self.record);
-            self.learn(&record, now_s, &mut out);
+        let record = std::mem::take(&mut self.record);
+        let is_json = || Raw::read(String::from_utf8_lossy(&record).as_bytes()).is_some();
+        if !matches!(record.trim_ascii(), b"" | b"[DONE]") && !is_json() {
+            return out; // half a record
         }
+        self.learn(&record, now_s, &mut out);
         if self.finish.is_some() {
             self.end(now_s, &mut out);
         }

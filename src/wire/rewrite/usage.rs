@@ -187,15 +187,26 @@ fn verdict(event: &[u8]) -> Verdict {
     if USAGE.find(event).is_none() {
         return Verdict::Pass;
     }
-    // An event of one data line, as Ollama writes it.
-    let Some(from) = event.strip_prefix(b"data:").map(|_| b"data:".len()) else { return Verdict::Pass };
-    let to = memchr(b'\n', event).unwrap_or(event.len());
-    let Ok((usage, no_choices)) = find_usage(&event[from..to]) else { return Verdict::Pass };
+    let Some(data) = only_data_line(event) else { return Verdict::Pass };
+    let Ok((usage, no_choices)) = find_usage(&event[data.clone()]) else { return Verdict::Pass };
     match (usage.is_empty(), no_choices) {
         (true, _) => Verdict::Pass,
         (false, true) => Verdict::Drop,
-        (false, false) => Verdict::Cut { data: from..to, usage },
+        (false, false) => Verdict::Cut { data, usage },
     }
+}
+
+/// What stands behind `data:` in an event of one such line, as Ollama writes them; comments and other fields may stand before it.
+fn only_data_line(event: &[u8]) -> Option<Range<usize>> {
+    let (mut found, mut at) = (None, 0);
+    while at < event.len() {
+        let end = memchr(b'\n', &event[at..]).map_or(event.len(), |length| at + length);
+        if event[at..end].starts_with(b"data:") && found.replace(at + b"data:".len()..end).is_some() {
+            return None;
+        }
+        at = end + 1;
+    }
+    found
 }
 
 /// The edits that cut the member `usage`, and whether `choices` is an empty array.
