@@ -52,11 +52,18 @@ pub struct Hand {
 impl Hand {
     /// Reads one request with a Content-Length, or without a body.
     pub async fn request(&mut self) -> String {
+        self.next_request().await.expect("a request before the connection ends")
+    }
+
+    /// The same where the proxy may have closed the connection instead.
+    pub async fn next_request(&mut self) -> Option<String> {
         let head_end = loop {
             if let Some(at) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
-            assert!(self.more().await, "the connection ended before a request");
+            if !self.more().await {
+                return None;
+            }
         };
         let head = String::from_utf8_lossy(&self.unread[..head_end]).to_ascii_lowercase();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
@@ -64,7 +71,12 @@ impl Hand {
         while self.unread.len() < head_end + length {
             assert!(self.more().await, "the connection ended within a request");
         }
-        String::from_utf8_lossy(&self.unread.drain(..head_end + length).collect::<Vec<u8>>()).into_owned()
+        Some(String::from_utf8_lossy(&self.unread.drain(..head_end + length).collect::<Vec<u8>>()).into_owned())
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().expect("a socket");
     }
 
     pub async fn say(&mut self, bytes: impl AsRef<[u8]>) {
