@@ -164,3 +164,40 @@ async fn requests_that_mean_harm_are_refused_before_a_backend_is_asked() {
         assert_eq!((reply.status, reply.code()), (400, code.to_owned()), "{}", &body[..body.len().min(90)]);
     }
 }
+
+/// A reply repeats its request's instructions and tools, three times where it is streamed.
+#[tokio::test]
+async fn a_request_of_many_megabytes_is_repeated_whole() {
+    let puppet = Puppet::listen().await;
+    let house = house(&puppet, "").await;
+    let instructions = "z".repeat(12 << 20);
+    for stream in [true, false] {
+        let id = format!("large-{stream}");
+        let body = json!({ "model": "m", "input": "hi", "stream": stream, "instructions": instructions });
+        let mut client = Connection::open(house.public).await;
+        client.send(&Request::post("/v1/responses", body).bearer(&house.token()).id(&id)).await;
+        let mut hand = puppet.asked().await;
+        if stream {
+            hand.open_stream("text/event-stream").await;
+            hand.chunk(
+                (delta("said")
+                    + "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n")
+                    .as_bytes(),
+            )
+            .await;
+            hand.end().await;
+        } else {
+            hand.answer("200 OK", &whole("said")).await;
+        }
+        let reply = client.reply(false).await.expect("a reply");
+        assert_eq!((reply.status, reply.end), (200, End::Whole), "{id}");
+        let response = if stream { last_event(&reply.text())["response"].take() } else { reply.json() };
+        assert_eq!(
+            (&response["status"], &response["output"][0]["content"][0]["text"]),
+            (&json!("completed"), &json!("said")),
+            "{id}"
+        );
+        assert_eq!(response["instructions"].as_str().map(str::len), Some(instructions.len()), "{id}");
+        assert_eq!(house.final_of(&id).await["extra"]["outcome"], "complete", "{id}");
+    }
+}
