@@ -67,8 +67,8 @@ impl<'a> Raw<'a> {
         match self.reader() {
             Some((_, Shape::Null | Shape::Bool(false))) | None => true,
             Some((_, Shape::Text)) => self.0 == "\"\"",
-            Some((_, Shape::Object)) => self.members().is_empty(),
-            Some((_, Shape::Array)) => self.items().is_empty(),
+            // It is JSON: between its brackets is something or white space.
+            Some((_, Shape::Object | Shape::Array)) => self.0[1..self.0.len() - 1].trim_ascii().is_empty(),
             Some(_) => false,
         }
     }
@@ -113,6 +113,11 @@ impl<'a> Object<'a> {
     /// A member, whatever it says. Of duplicates the last, as in Go.
     pub fn raw(&self, key: &str) -> Option<Raw<'a>> {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| *value)
+    }
+
+    /// What a member that is a string says, an empty one too.
+    pub fn says(&self, key: &str) -> Option<Cow<'a, str>> {
+        self.raw(key)?.text()
     }
 
     /// A member, if it says something: `null`, `false` and empty values count as absent.

@@ -168,7 +168,7 @@ fn is_marked(object: &Object<'_>) -> bool {
 }
 
 /// A member that is a text, if it says something; `place` is the object's.
-fn text_of<'a>(object: Raw<'a>, member: &str, place: &str) -> Result<Option<Raw<'a>>, Unconvertible> {
+fn text_of<'a>(object: &Object<'a>, member: &str, place: &str) -> Result<Option<Raw<'a>>, Unconvertible> {
     match object.get(member) {
         Some(value) if !value.is_text() => parameter(format!("{place}.{member}")),
         value => Ok(value),
@@ -218,7 +218,8 @@ impl Messages {
         if !item.is_object() {
             return parameter(format!("input[{at}]"));
         }
-        self.marked |= is_marked(&item.object());
+        let item = &item.object();
+        self.marked |= is_marked(item);
         let place = format!("input[{at}]");
         let kind = text_of(item, "type", &place)?.and_then(Raw::text);
         match kind.as_deref() {
@@ -266,7 +267,7 @@ impl Messages {
         }
     }
 
-    fn message(&mut self, at: usize, item: Raw<'_>) -> Result<(), Unconvertible> {
+    fn message(&mut self, at: usize, item: &Object<'_>) -> Result<(), Unconvertible> {
         let role = item.get("role").and_then(Raw::text);
         let role = match role.as_deref() {
             Some("developer" | "system") => "system",
@@ -297,7 +298,7 @@ impl Messages {
 }
 
 /// What a reasoning item thought: its content, else its summary, else what Ollama keeps as plain text in `encrypted_content`.
-fn thought(item: Raw<'_>) -> String {
+fn thought(item: &Object<'_>) -> String {
     let texts = |name| {
         let parts = item.get(name).map(Raw::items).unwrap_or_default();
         parts.into_iter().filter_map(|part| part.says("text")).collect::<String>()
@@ -332,7 +333,8 @@ impl Content {
         }
         let (mut texts, mut images, mut marked) = (Vec::new(), Vec::new(), false);
         for (at, part) in content.items().into_iter().enumerate() {
-            marked |= is_marked(&part.object());
+            let part = &part.object();
+            marked |= is_marked(part);
             let here = format!("{place}[{at}]");
             let kind = part.get("type").and_then(Raw::text);
             match kind.as_deref() {
@@ -390,10 +392,10 @@ impl Tools {
         if all.is_some_and(|tools| !tools.is_array()) {
             return parameter("tools");
         }
-        let all = all.map(Raw::items).unwrap_or_default();
-        let marked = all.iter().any(|tool| is_marked(&tool.object()));
-        let is_function = |tool: &Raw<'_>| tool.says("type").as_deref() == Some("function");
-        let mut functions: Vec<Raw<'_>> = all.iter().copied().filter(is_function).collect();
+        let all: Vec<Object<'_>> = all.map(Raw::items).unwrap_or_default().into_iter().map(Raw::object).collect();
+        let marked = all.iter().any(is_marked);
+        let is_function = |tool: &&Object<'_>| tool.says("type").as_deref() == Some("function");
+        let mut functions: Vec<&Object<'_>> = all.iter().filter(is_function).collect();
         let cut = functions.len() < all.len();
         let mut choice = None;
         if let Some(asked) = body.get("tool_choice") {
@@ -409,8 +411,8 @@ impl Tools {
                 }
                 (None, Some("allowed_tools")) => {
                     let allowed = asked.get("tools").map(Raw::items).unwrap_or_default();
-                    let allowed: HashSet<_> =
-                        allowed.iter().filter(|it| is_function(it)).map(|it| it.says("name")).collect();
+                    let allowed: Vec<Object<'_>> = allowed.into_iter().map(Raw::object).collect();
+                    let allowed: HashSet<_> = allowed.iter().filter(is_function).map(|it| it.says("name")).collect();
                     functions.retain(|tool| allowed.contains(&tool.says("name")));
                     let mode = asked.says("mode").filter(|mode| mode == "required");
                     if mode.is_some() && functions.is_empty() {
@@ -424,10 +426,10 @@ impl Tools {
         let sent: Vec<String> = functions
             .iter()
             .map(|tool| {
-                let inner = tool.members().into_iter().filter(|(name, _)| {
-                    name != "type" && !(name == "cache_control" && filters.has(Filter::CacheControl))
+                let inner = tool.names().filter(|(name, _)| {
+                    *name != "type" && !(*name == "cache_control" && filters.has(Filter::CacheControl))
                 });
-                let inner: Vec<String> = inner.map(|(name, value)| format!("{}:{}", text(&name), value.0)).collect();
+                let inner: Vec<String> = inner.map(|(name, value)| format!("{}:{}", text(name), value.0)).collect();
                 format!("{{\"type\":\"function\",\"function\":{{{}}}}}", inner.join(","))
             })
             .collect();
@@ -458,13 +460,13 @@ fn reply(body: &Object<'_>, request_id: &str, now_s: u64) -> Reply {
     let tools = body.get("tools").map(Raw::items).unwrap_or_default();
     let tools: Vec<String> = tools
         .into_iter()
-        .map(|tool| {
+        .map(|raw| {
+            let tool = raw.object();
             if tool.says("type").as_deref() != Some("function") {
-                return tool.0.to_owned();
+                return raw.0.to_owned();
             }
-            let member = |name: &str| tool.members().into_iter().rev().find(|(found, _)| found == name);
             let names = ["type", "name", "description", "strict", "parameters"];
-            let members = names.map(|name| format!("\"{name}\":{}", member(name).map_or("null", |(_, value)| value.0)));
+            let members = names.map(|name| format!("\"{name}\":{}", tool.raw(name).map_or("null", |value| value.0)));
             format!("{{{}}}", members.join(","))
         })
         .collect();
