@@ -393,8 +393,15 @@ fn responses(fields: &Fields) -> Result<Ask, Refusal> {
 fn item_turn(ask: &mut Ask, item: &Value) -> Result<(), Refusal> {
     match member_text(item, "type") {
         "function_call" => {
-            let arguments: Option<Value> = serde_json::from_str(member_text(item, "arguments")).ok();
-            ask.say("assistant", call_text(member_text(item, "name"), arguments.as_ref()));
+            // No text is no arguments there, and an error on the chat route.
+            let arguments = Some(member_text(item, "arguments")).filter(|text| !text.is_empty()).unwrap_or("{}");
+            let arguments: Option<Value> = serde_json::from_str(arguments).ok();
+            let call = call_text(member_text(item, "name"), arguments.as_ref());
+            // What an assistant said and called is one message.
+            match ask.turns.last_mut().filter(|turn| turn.role == "assistant") {
+                Some(turn) => turn.content.push_str(&call),
+                None => ask.say("assistant", call),
+            }
         }
         "function_call_output" => ask.say("tool", member_text(item, "output")),
         _ => match member(item, "content") {

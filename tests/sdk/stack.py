@@ -3,6 +3,8 @@
 Nothing here sleeps to synchronise: a program is ready when it says so, and a record is there when it can be read.
 """
 import base64
+import http.client
+import http.server
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import subprocess
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
@@ -83,7 +86,7 @@ class Running:
 def clean_environment(**more):
     """The caller's environment without anything that configures a proxy or redirects a client."""
     kept = {name: value for name, value in os.environ.items()
-            if not name.upper().startswith(("BEHAVRY_", "OLLAMA_", "OPENAI_"))
+            if not name.upper().startswith(("BEHAVRY_", "OLLAMA_", "OPENAI_", "ANTHROPIC_"))
             and name.lower() not in ("http_proxy", "https_proxy", "all_proxy")}
     return kept | {name: str(value) for name, value in more.items()}
 
@@ -111,6 +114,49 @@ class DeadPort:
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.url = "http://127.0.0.1:%d" % self.socket.getsockname()[1]
+
+
+class Older:
+    """An Ollama as it was before `/v1/responses`: what stands behind it, but for that route, which Go's router does not know."""
+
+    def __init__(self, url):
+        behind = urllib.parse.urlsplit(url)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                if self.path == "/v1/responses":
+                    return self.say(404, "text/plain", [b"404 page not found"])
+                asked = http.client.HTTPConnection(behind.hostname, behind.port, timeout=120)
+                asked.request(self.command, self.path, body, {"content-type": "application/json"})
+                reply = asked.getresponse()
+                self.say(reply.status, reply.headers["content-type"], iter(lambda: reply.read1(), b""))
+                asked.close()
+
+            def say(self, status, content_type, pieces):
+                self.send_response(status)
+                self.send_header("content-type", content_type)
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                for piece in pieces:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.write(b"0\r\n\r\n")
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = "http://127.0.0.1:%d" % self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
 
 
 class Reply:

@@ -1,11 +1,19 @@
 """The Responses API with an Ollama that has no such route, held against one that has it: openai-python builds equal objects.
 
 Equal but for ids and times, for `incomplete` (Ollama's own route never says it), and for a text beside a call (which it drops).
+With a real Ollama both are the same one, which stands once behind a server that does not know the route; or the old one is a real one
+too, from the folder `BEHAVRY_TEST_OLD_OLLAMA` (tests/real/tiny-ollama/install-ollama FOLDER v0.13.2).
 """
+import os
+
 import pytest
 
 import stack
 
+REAL = "BEHAVRY_TEST_REAL_OLLAMA" in os.environ
+OLD = os.environ.get("BEHAVRY_TEST_OLD_OLLAMA")
+# What is not recited by heart would differ from one answer to the next.
+STEADY = {"temperature": 0} if REAL else {}
 MODELS = "tiny-story,tiny-tools,tiny-jinja,tiny-think,tiny"
 WEATHER = {"type": "function", "name": "get_weather", "description": "Weather of a city",
            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}
@@ -17,20 +25,36 @@ ASKED = {
     "call": {"model": "tiny-tools", "input": "hi", "tools": [WEATHER]},
     "call-last": {"model": "tiny-jinja", "input": "hi", "tools": [WEATHER]},
     "thought": {"model": "tiny-think", "input": "hi"},
-    "length": {"model": "tiny", "input": "hi", "max_output_tokens": 8},
-    "format": {"model": "tiny-story", "input": "hi", "text": {"format": {"type": "json_object"}}},
+    "length": {"model": "tiny", "input": "hi", "max_output_tokens": 8, **STEADY},
+    "format": {"model": "tiny-story", "input": "hi", "text": {"format": {
+        "type": "json_schema", "name": "any", "schema": {"type": "object"}}}, **STEADY},
+    "results": {"model": "tiny-story", "input": [
+        {"role": "user", "content": "The time and the weather?"},
+        {"type": "function_call", "call_id": "call_1", "name": "now", "arguments": ""},
+        {"type": "function_call", "call_id": "call_2", "name": "get_weather", "arguments": '{"city": "Oslo"}'},
+        {"type": "function_call_output", "call_id": "call_1", "output": "noon"},
+        {"type": "function_call_output", "call_id": "call_2", "output": "rain"}]},
 }
 
 
-@pytest.fixture(scope="module", params=["0.12.6", "0.13.2"])
-def pair(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=["real"] if REAL else ["0.12.6", "0.13.2"])
+def pair(request, tmp_path_factory, backend):
     """Clients of two proxies: in front of an Ollama without the route, and of one with it."""
     openai = pytest.importorskip("openai")
     running, clients = [], []
-    for flags in (["--ollama-version", request.param, "--wire", "old"], []):
-        program, url = stack.simulator("--tokens-per-second", "0", "--models", MODELS, *flags)
+    for is_old in (True, False):
+        if REAL and not is_old:
+            program, url = None, backend
+        elif REAL and OLD:
+            program, url = stack.real_ollama(OLD)
+        elif REAL:
+            program = stack.Older(backend)
+            url = program.url
+        else:
+            flags = ["--ollama-version", request.param, "--wire", "old"] if is_old else []
+            program, url = stack.simulator("--tokens-per-second", "0", "--models", MODELS, *flags)
         proxy = stack.Proxy(tmp_path_factory.mktemp("proxy") / "p", url)
-        running += [proxy, program]
+        running += [proxy, *([program] if program else [])]
         clients.append((proxy, openai.OpenAI(base_url=proxy.base + "/v1", api_key=proxy.token, max_retries=0, timeout=120)))
     yield clients
     for _, client in clients:
@@ -74,9 +98,11 @@ def built(client, asked, how):
         return stream.get_final_response()
 
 
-@pytest.mark.parametrize("how", ["whole", "events", "helper"])
+@pytest.mark.parametrize("how", ["whole", "events"] if REAL else ["whole", "events", "helper"])
 @pytest.mark.parametrize("case", ASKED)
 def test_the_client_builds_equal_objects_of_a_converted_and_a_native_answer(pair, case, how):
+    if REAL and case == "call-last":
+        pytest.skip("a model of newer Ollamas")
     (_, old), (_, new) = pair
     converted, native = built(old, ASKED[case], how), built(new, ASKED[case], how)
     assert essence(converted) == essence(native)
@@ -90,6 +116,18 @@ def test_the_client_builds_equal_objects_of_a_converted_and_a_native_answer(pair
     for item in converted.output:
         prefix = {"reasoning": "rs_", "message": "msg_", "function_call": "fc_"}[item.type]
         assert item.id.startswith(prefix)
+
+
+def test_a_call_goes_back_with_its_result_and_a_text_comes(pair):
+    """What an agent does, with what the client built of either answer."""
+    for _, client in pair:
+        first = client.responses.create(**ASKED["call"])
+        calls = [item for item in first.output if item.type == "function_call"]
+        assert calls and calls[0].name == "get_weather"
+        back = [{"role": "user", "content": "hi"}, *first.output,
+                *[{"type": "function_call_output", "call_id": call.call_id, "output": "rain"} for call in calls]]
+        with client.responses.stream(model="tiny-story", input=back) as stream:
+            assert "quick" in stream.get_final_response().output_text
 
 
 def test_records_of_both_are_alike(pair):
@@ -114,6 +152,7 @@ def test_what_is_not_honoured_raises_and_names_the_parameter(pair):
         assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "previous_response_id")
 
 
+@pytest.mark.skipif(REAL, reason="a real one fails at no word of ours")
 def test_a_failure_in_the_middle_is_a_failed_response(pair):
     import openai
 
