@@ -38,7 +38,11 @@ impl Gateway {
         }
         let Some(endpoint) = exchange.endpoint() else { return false };
         let moves = failover::may_move(&self.site.failover, endpoint, failed, &before, since);
-        let elsewhere = if moves { self.lease_again(endpoint, failed == Failed::Absent, exchange) } else { None };
+        let elsewhere = if moves {
+            self.lease_again(endpoint, matches!(failed, Failed::Absent | Failed::NoRoute), exchange)
+        } else {
+            None
+        };
         let falls_back = failed == Failed::Absent && since < self.site.failover.within;
         let lease = elsewhere.or_else(|| if falls_back { self.fall_back(endpoint, exchange) } else { None });
         let Some(lease) = lease else { return false };

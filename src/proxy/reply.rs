@@ -151,7 +151,7 @@ impl Gateway {
             return Error::e_explain(AGAIN, "the backend has no such route").map_err(|e: Box<Error>| e.into_up());
         }
         let Some(since) = asked.since() else { return Ok(()) };
-        if self.go_elsewhere(exchange, Failed::Absent) {
+        if self.go_elsewhere(exchange, Failed::NoRoute) {
             return begin_anew();
         }
         exchange.upstream_status = Some(head.status.as_u16());

@@ -29,7 +29,7 @@ pub fn may_move(settings: &Settings, endpoint: Endpoint, failed: Failed, before:
         (Kind::Manage | Kind::Egress, _) => false,
         // Who waited for so long would wait as long again.
         (_, Failed::Silent) => false,
-        (_, Failed::Unreachable | Failed::Full | Failed::Absent) => true,
+        (_, Failed::Unreachable | Failed::Full | Failed::Absent | Failed::NoRoute) => true,
         (_, Failed::Error) => !computes_text,
         // A request that brings backends down brings down two.
         (_, Failed::BrokeOff | Failed::Garbage) => !before.iter().any(broke),

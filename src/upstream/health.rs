@@ -39,18 +39,21 @@ pub enum Failed {
     Full,
     /// 404: it has not got the model.
     Absent,
+    /// 404 in the plain words of its router: it has not got the route.
+    NoRoute,
     /// Another 5xx.
     Error,
 }
 
 impl Failed {
-    pub const ALL: [Failed; 7] = [
+    pub const ALL: [Failed; 8] = [
         Failed::Unreachable,
         Failed::BrokeOff,
         Failed::Garbage,
         Failed::Silent,
         Failed::Full,
         Failed::Absent,
+        Failed::NoRoute,
         Failed::Error,
     ];
 
@@ -63,6 +66,7 @@ impl Failed {
             Failed::Silent => "silent",
             Failed::Full => "full",
             Failed::Absent => "absent",
+            Failed::NoRoute => "no_route",
             Failed::Error => "error",
         }
     }
@@ -143,7 +147,7 @@ impl Health {
         match how {
             // Nobody else can connect either.
             Failed::Unreachable => self.whole.failed(settings.failures, settings, now),
-            Failed::Absent => {}
+            Failed::Absent | Failed::NoRoute => {}
             // It takes connections, so that it may be the model and not the whole backend that is at fault.
             Failed::BrokeOff | Failed::Garbage | Failed::Silent | Failed::Full | Failed::Error => {
                 let Some(model) = model else { return self.whole.failed(1, settings, now) };

@@ -88,7 +88,7 @@ async fn a_route_that_one_backend_lacks_is_another_ones_chance() {
         let record = house.final_of(&id).await;
         assert_eq!((&record["extra"]["outcome"], &record["error"]), (&json!("complete"), &Value::Null), "{id}");
         let placement = record["extra"]["placement"].as_str().expect("a reason");
-        assert!(placement.ends_with(", after a absent"), "{id}: {placement}");
+        assert!(placement.ends_with(", after a no_route"), "{id}: {placement}");
     }
     // It lacks the route and not the model: it is asked for that all the same.
     let chat = json!({ "model": "tiny-story", "messages": [{ "role": "user", "content": "hi" }] });
