@@ -12,7 +12,7 @@ use behavry_ollama_proxy::wire::{Endpoint, Filter, ask};
 use serde_json::{Value, json};
 
 use crate::client::{Connection, End, Reply, Request};
-use crate::house::{House, Plan, program, read_records, run_to_end, wait_until};
+use crate::house::{House, Plan, program, read_records, run_to_end, until_tried, wait_until};
 use crate::puppet::Puppet;
 use case::{Answer, Backend, Case, Then, plain};
 use told::{Item, Told};
@@ -554,7 +554,8 @@ async fn a_backend_that_does_not_listen_is_a_502_that_shows_where() {
     }
 }
 
-/// Waiting for a second of silence is all that is timed here, and nothing is asked of how long that takes.
+/// A second of silence is what has to come. Where it comes before a stream has begun, on a machine that had no time for the backend, the
+/// stream is asked for again.
 #[tokio::test]
 async fn silence_is_a_504_before_the_first_byte_and_an_error_event_after_it() {
     let config = "[backend_timeouts]\nsilence_s = 1\n".to_owned();
@@ -562,18 +563,28 @@ async fn silence_is_a_504_before_the_first_byte_and_an_error_event_after_it() {
     let cases = on(Stage::Silent);
     assert_eq!(cases.len(), 3);
     for case in &cases {
-        let reply = street.house.send(street.request(case)).await;
-        let (ours, record) = (told(&reply), street.house.final_of(&case.name).await);
+        let never_begins = case.answer().expect("an answer").then == Then::NeverBegins;
+        let mut tries = 0;
+        let (id, reply) = until_tried(&case.name, async || {
+            tries += 1;
+            let id = format!("{}~{tries}", case.name);
+            let mut request = street.request(case);
+            request.headers.retain(|(name, _)| name != "x-request-id");
+            let reply = street.house.send(request.id(&id)).await;
+            (never_begins || reply.status == 200).then_some((id, reply))
+        })
+        .await;
+        let (ours, record) = (told(&reply), street.house.final_of(&id).await);
         let got = case.got();
         compare(case, &ours, &Told::by(got.status, got.is_stream, &got.body));
-        assert_eq!(record["extra"]["outcome"], "timeout", "{}", case.name);
-        assert_eq!(record["extra"]["output_tokens"], Value::Null, "{}", case.name);
-        if case.answer().expect("an answer").then == Then::NeverBegins {
-            assert_eq!((reply.status, reply.code()), (504, "backend_timeout".to_owned()), "{}", case.name);
+        assert_eq!(record["extra"]["outcome"], "timeout", "{id}");
+        assert_eq!(record["extra"]["output_tokens"], Value::Null, "{id}");
+        if never_begins {
+            assert_eq!((reply.status, reply.code()), (504, "backend_timeout".to_owned()), "{id}");
         } else {
-            assert_eq!((reply.status, reply.end), (200, End::Whole), "{}", case.name);
-            assert_eq!(ours.items, [Item::Said("Hello".to_owned())], "{}: what was said before", case.name);
-            assert!(ours.error.is_some() && !ours.ended, "{}: it is told, and looks like no end", case.name);
+            assert_eq!(reply.end, End::Whole, "{id}");
+            assert_eq!(ours.items, [Item::Said("Hello".to_owned())], "{id}: what was said before");
+            assert!(ours.error.is_some() && !ours.ended, "{id}: it is told, and looks like no end");
         }
         wait_until("the backend is left alone", || street.backend.was_left(&case.name).then_some(())).await;
     }

@@ -65,7 +65,8 @@ async fn every_route_of_the_table_passes_at_both_bases_with_the_tables_own_path(
             let reply = house.send(request.clone().bearer(&token).id(&id)).await;
             assert!((200..300).contains(&reply.status), "{} {}: {}", request.method, request.path, reply.text());
             assert_eq!(reply.header("x-behavry-backend"), Some("ollama"), "{} {}", request.method, request.path);
-            assert_eq!(reply.header("x-behavry-queue-ms"), Some("0"));
+            let queued = reply.header("x-behavry-queue-ms");
+            assert!(queued.is_some_and(|ms| ms.parse::<u64>().is_ok()), "{queued:?}");
             let seen = house.simulator.seen();
             assert_eq!(seen.len(), 1, "{own}: one request makes one");
             let as_get = own == "/api/tags" && request.method == "HEAD"; // the list is read to be filtered

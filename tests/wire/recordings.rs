@@ -63,6 +63,35 @@ pub fn recordings(version: &str) -> Vec<Recording> {
     found
 }
 
+/// The distinct replies that were given to Bifrost (`fixtures/bifrost/README.md`), as those of what was asked for: a response is asked for
+/// as a chat.
+pub fn given_to_bifrost() -> Vec<Recording> {
+    let path = format!("{}/tests/fixtures/bifrost/cases.jsonl", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let mut found: Vec<Recording> = vec![];
+    for line in text.lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let endpoint = match case["client"]["path"].as_str().unwrap() {
+            "/v1/chat/completions" | "/v1/responses" => Endpoint::ChatCompletions,
+            "/v1/completions" => Endpoint::Completions,
+            "/v1/embeddings" => Endpoint::OpenAiEmbeddings,
+            _ => continue,
+        };
+        let Some((head, body)) = case["backend"].as_str().and_then(|reply| reply.split_once("\n\n")) else { continue };
+        // A note says where the backend cut or waited.
+        let body = body.rfind("\n(").filter(|_| body.ends_with(")\n")).map_or(body, |note| &body[..note]);
+        let framing = if head.contains("text/event-stream") { Framing::Sse } else { Framing::Json };
+        let is_known = |known: &Recording| known.endpoint == endpoint && known.reply == body.as_bytes();
+        if !head.starts_with("HTTP/1.1 200") || found.iter().any(is_known) {
+            continue;
+        }
+        let name = format!("bifrost {}", case["case"].as_str().unwrap());
+        let reply = body.as_bytes().to_vec();
+        found.push(Recording { name, endpoint, request: vec![], framing, reply, expected: Value::Null });
+    }
+    found
+}
+
 /// The endpoint of a request, by the table that the proxy has.
 pub fn endpoint(method: &str, target: &str) -> Option<Endpoint> {
     let path = target.split('?').next().unwrap_or_default();

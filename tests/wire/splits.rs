@@ -5,7 +5,7 @@
 //! of each of its records, with that record alone, and the whole of it at some hundred and thirty; what is shorter than
 //! [`EVERY_PLACE_BYTES`] at all of them. With `BEHAVRY_TEST_EVERY_SPLIT` nothing is left out: `tests/long/run splits` does that.
 use crate::broken;
-use crate::recordings::{Dice, Recording, VERSIONS, check, hidden, metered, recordings};
+use crate::recordings::{Dice, Recording, VERSIONS, check, given_to_bifrost, hidden, metered, recordings};
 use behavry_ollama_proxy::wire::convert::{self, Events};
 use behavry_ollama_proxy::wire::mend::Mender;
 use behavry_ollama_proxy::wire::{Endpoint, Filters, Framing, Meter, Usage};
@@ -222,6 +222,24 @@ fn a_recorded_chat_becomes_the_same_response_at_any_split() {
         }
     }
     assert!(chats > 30, "{chats}");
+}
+
+#[test]
+fn replies_that_were_given_to_bifrost_come_out_the_same_at_any_split() {
+    let (mut streams, mut whole, mut seen) = (0, 0, HashSet::new());
+    for recording in given_to_bifrost() {
+        if recording.framing == Framing::Json {
+            whole += 1;
+            alike(&recording, &mut seen, |parts| metered(&recording, parts.iter().copied()));
+            continue;
+        }
+        streams += 1;
+        alike(&recording, &mut seen, |parts| passed(&recording, true, parts));
+        if is_chat_stream(&recording) {
+            alike(&recording, &mut HashSet::new(), converted);
+        }
+    }
+    assert!(streams > 20 && whole > 10, "{streams} streams, {whole} others");
 }
 
 #[test]

@@ -217,8 +217,9 @@ impl Backend {
             let (head, body) = request.split_once("\r\n\r\n").expect("a head");
             let path = head.split(' ').nth(1).expect("a path").to_owned();
             let id = head.lines().find_map(|line| line.strip_prefix("x-request-id: "));
-            let case = match id {
-                Some(id) => self.shared.cases.iter().find(|case| case.name == id).cloned(),
+            // A case that is asked again has another id: `case~2`.
+            let case = match id.and_then(|id| id.split('~').next()) {
+                Some(name) => self.shared.cases.iter().find(|case| case.name == name).cloned(),
                 None if path == "/v1/models" => self.shared.list.lock().clone(),
                 None => None,
             };
