@@ -4,6 +4,8 @@
 //! added here is a deadline for the whole of a request and a bound for its reply. Certificates are always verified, against the
 //! machine's roots (where OpenSSL looks for them, `SSL_CERT_FILE` and `SSL_CERT_DIR` included) and those of a file that the
 //! configuration names. HTTP/1.1 only: one request in minutes needs no more. (docs/adr/0025-outbound.md)
+//!
+//! - [`reach`]: whether an address is the internet's, a private network's or this machine's.
 
 use std::error::Error as _;
 use std::fmt;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error as ClientError};
@@ -23,7 +26,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 
+use self::reach::{Names, Reach};
 use crate::config::ServiceUrl;
+
+pub mod reach;
 
 /// One address of a name; a name may have several, and the deadline of a request is for all of them.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -36,7 +42,9 @@ const HEAD_BYTES: usize = 64 * 1024;
 /// The client. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Outbound {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector<Names>>, Full<Bytes>>,
+    tls: ClientConfig,
+    most: Option<Reach>,
 }
 
 /// What one request may take.
@@ -53,6 +61,31 @@ pub struct Reply {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
+}
+
+/// A reply whose body is read as it comes. No `Debug`, for the same reason.
+pub struct Opened {
+    pub status: u16,
+    pub headers: HeaderMap,
+    body: Incoming,
+}
+
+impl Opened {
+    /// The next bytes of the body; `None` at its end. `silence` is for these bytes alone.
+    pub async fn next(&mut self, silence: Duration) -> Result<Option<Bytes>, OutboundError> {
+        loop {
+            let frame = tokio::time::timeout(silence, self.body.frame()).await.map_err(|_| OutboundError::TimedOut)?;
+            match frame {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(OutboundError::Broken),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => {}
+                    Ok(data) => return Ok(Some(data)),
+                    Err(_) => {} // trailers
+                },
+            }
+        }
+    }
 }
 
 /// Why there is no reply. The words name no bytes of the other side's.
@@ -106,20 +139,32 @@ impl Outbound {
             .expect("ring has the suites of TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
+        Ok(Outbound::over(tls, None))
+    }
+
+    /// The same client, which connects to nothing that is nearer than `most`: for URLs that somebody else has written.
+    pub fn within(&self, most: Reach) -> Outbound {
+        Outbound::over(self.tls.clone(), Some(most))
+    }
+
+    fn over(tls: ClientConfig, most: Option<Reach>) -> Outbound {
+        let mut tcp = HttpConnector::new_with_resolver(Names::new(most));
         tcp.enforce_http(false); // TLS is laid over it below
         tcp.set_connect_timeout(Some(CONNECT));
         tcp.set_nodelay(true);
         // Which URLs may be http is decided where a `ServiceUrl` is made.
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.clone())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .http1_max_buf_size(HEAD_BYTES)
             .build(connector);
-        Ok(Outbound { client })
+        Outbound { client, tls, most }
     }
 
     pub async fn get(
@@ -141,6 +186,24 @@ impl Outbound {
         self.send(Method::POST, url, headers, body, bounds).await
     }
 
+    /// A GET whose body may be of any length. `within` is for the reply's head.
+    pub async fn open(
+        &self,
+        url: &ServiceUrl,
+        headers: &[(HeaderName, HeaderValue)],
+        within: Duration,
+    ) -> Result<Opened, OutboundError> {
+        // hyper resolves no address that stands in the URL as such.
+        let literal = url.uri().host().and_then(reach::literal);
+        if self.most.is_some_and(|most| literal.is_some_and(|address| !most.covers(address))) {
+            return Err(OutboundError::Unreachable);
+        }
+        let asked = self.client.request(request(Method::GET, url, headers, Bytes::new()));
+        let reply = tokio::time::timeout(within, asked).await.map_err(|_| OutboundError::TimedOut)?;
+        let (head, body) = reply.map_err(|e| why_not(&e))?.into_parts();
+        Ok(Opened { status: head.status.as_u16(), headers: head.headers, body })
+    }
+
     /// A request is sent once: hyper sends it again only where an idle connection turned out to be closed before a byte was sent.
     async fn send(
         &self,
@@ -150,16 +213,7 @@ impl Outbound {
         body: Bytes,
         bounds: Bounds,
     ) -> Result<Reply, OutboundError> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = url.uri().clone();
-        request.headers_mut().insert(
-            http::header::USER_AGENT,
-            HeaderValue::from_static(concat!("behavry-ollama-proxy/", env!("CARGO_PKG_VERSION"))),
-        );
-        for (name, value) in headers {
-            request.headers_mut().insert(name, value.clone());
-        }
+        let request = request(method, url, headers, body);
         let whole = async {
             let reply = self.client.request(request).await.map_err(|e| why_not(&e))?;
             let (head, body) = reply.into_parts();
@@ -170,6 +224,25 @@ impl Outbound {
         };
         tokio::time::timeout(bounds.within, whole).await.unwrap_or(Err(OutboundError::TimedOut))
     }
+}
+
+fn request(
+    method: Method,
+    url: &ServiceUrl,
+    headers: &[(HeaderName, HeaderValue)],
+    body: Bytes,
+) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = url.uri().clone();
+    request.headers_mut().insert(
+        http::header::USER_AGENT,
+        HeaderValue::from_static(concat!("behavry-ollama-proxy/", env!("CARGO_PKG_VERSION"))),
+    );
+    for (name, value) in headers {
+        request.headers_mut().insert(name, value.clone());
+    }
+    request
 }
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TrustError> {

@@ -198,3 +198,23 @@ fn a_ca_file_that_holds_no_ca_is_refused_by_its_name() {
     }
     assert!(Outbound::new(Some(&dir.path().join("nothing"))).is_err());
 }
+
+#[tokio::test]
+async fn a_client_for_what_others_have_written_connects_to_nothing_too_near() {
+    let (address, heads) = server(OK, None).await;
+    let all = Outbound::new(None).unwrap();
+    for (most, reached) in [(Reach::Public, false), (Reach::Private, false), (Reach::Machine, true)] {
+        let near = all.within(most);
+        for host in ["127.0.0.1", "localhost"] {
+            let url = ServiceUrl::parse(&format!("http://{host}:{}/", address.port())).unwrap();
+            let before = heads.load(Ordering::SeqCst);
+            let opened = near.open(&url, &[], BOUNDS.within).await;
+            assert_eq!(opened.is_ok(), reached, "{most:?} {host}");
+            assert_eq!(heads.load(Ordering::SeqCst) - before, usize::from(reached), "{most:?} {host}");
+        }
+    }
+    let url = ServiceUrl::parse(&format!("http://127.0.0.1:{}/", address.port())).unwrap();
+    let mut opened = all.open(&url, &[], BOUNDS.within).await.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(opened.next(BOUNDS.within).await, Ok(Some(Bytes::from_static(b"ok"))));
+    assert_eq!(opened.next(BOUNDS.within).await, Ok(None));
+}
