@@ -10,7 +10,7 @@
 //! - `options`, `fault`, `witness`: what it is told, how it can misbehave, what it remembers;
 //! - `link`, `head`, `exchange`: the socket, the request's bytes, one exchange;
 //! - `route`, `loose`, `ask`, `refusal`: which handler, what Go's JSON decoder would make of the body, what is asked, errors;
-//! - `handle`, `models`, `script`, `generate`, `embed`, `catalogue`, `manage`: the handlers, what is there, what it does;
+//! - `handle`, `models`, `script`, `generate`, `embed`, `catalogue`, `manage`, `fetch`: the handlers, what is there, what it does;
 //! - `speak`, `native`, `openai`, `anthropic`, `responses`, `reply`, `text`: the words.
 //!
 //! What it does not model: load-time options, slots and the load queue (but for `--load-ms` and the 503 fault), log
@@ -36,6 +36,7 @@ mod catalogue;
 mod embed;
 mod exchange;
 mod fault;
+mod fetch;
 mod generate;
 mod handle;
 mod head;

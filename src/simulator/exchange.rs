@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use super::Shared;
 use super::fault::Fault;
+use super::fetch::Fetch;
 use super::generate::{Answered, Job, with_stream_headers};
 use super::head::{BadHead, BodyFraming, BodyReader, Head};
 use super::link::{Gone, Link};
@@ -167,6 +168,8 @@ pub(super) struct Body {
 pub(super) enum Answer {
     Reply(Reply),
     Lines(Progress),
+    /// A pull from a registry on this machine.
+    Fetch(Fetch),
     Job(Box<Job>),
 }
 
@@ -357,6 +360,7 @@ impl Exchange<'_> {
             Answer::Reply(reply) => self.deliver(&reply).await,
             Answer::Lines(progress) if !progress.streams => self.deliver(&progress.whole()).await,
             Answer::Lines(progress) => self.stream_lines(&progress).await,
+            Answer::Fetch(fetch) => self.stream_fetch(fetch).await,
             Answer::Job(job) => {
                 let form = self.form();
                 match job.run(self.shared, self.link, form, self.fault.as_ref(), self.testimony).await? {
@@ -398,6 +402,50 @@ impl Exchange<'_> {
             });
             self.send(&records.out).await?;
             records.out.clear();
+        }
+        records.finish();
+        self.send(&records.out).await?;
+        Ok((self.after(false), Ending::Complete))
+    }
+
+    /// Fetches, and tells how far it is. A client that leaves ends the fetch.
+    async fn stream_fetch(&mut self, fetch: Fetch) -> Done {
+        let form = self.form();
+        let mut records = Records::new(form.http_1_0);
+        if fetch.streams {
+            let mut opening = Opening::new(&mut records.out, 200, form, self.link.date());
+            opening.header("Content-Type", NDJSON);
+            opening.date();
+            opening.length(None);
+            opening.end();
+            self.send(&records.out).await?;
+            records.out.clear();
+        }
+        let streams = fetch.streams;
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let mut last = Vec::new();
+        let fetching = fetch.run(self.shared, tell);
+        tokio::pin!(fetching);
+        loop {
+            let line = tokio::select! { biased;
+                line = told.recv() => line,
+                () = &mut fetching => continue, // `tell` went with it
+                gone = self.link.left() => return Err(gone),
+            };
+            let Some(line) = line else { break };
+            if streams {
+                records.add(|record| {
+                    record.extend_from_slice(&line);
+                    record.push(b'\n');
+                });
+                self.send(&records.out).await?;
+                records.out.clear();
+            }
+            last = line;
+        }
+        if !streams {
+            let status = if last.starts_with(b"{\"error\"") { 500 } else { 200 };
+            return self.deliver(&Reply::new(status, JSON, last)).await;
         }
         records.finish();
         self.send(&records.out).await?;

@@ -7,6 +7,7 @@ use super::catalogue;
 use super::embed::Embedding;
 use super::exchange::{Answer, Body, Exchange};
 use super::fault::Fault;
+use super::fetch::Fetch;
 use super::generate::{self, Job, elapsed_ns};
 use super::link::Gone;
 use super::loose::Fields;
@@ -100,7 +101,11 @@ impl Exchange<'_> {
                 })
                 .map(|model| Answer::Reply(catalogue::show(&model)))
                 .map_err(plain),
-            Route::Pull => manage::pull(models, &fields).map(Answer::Lines).map_err(plain),
+            Route::Pull => match Fetch::of(&fields).map_err(plain) {
+                Ok(Some(fetch)) => Ok(Answer::Fetch(fetch)),
+                Ok(None) => manage::pull(models, &fields).map(Answer::Lines).map_err(plain),
+                Err(refused) => Err(refused),
+            },
             Route::Push => manage::push(models, &fields).map(Answer::Lines).map_err(plain),
             Route::Create => manage::create(models, &fields)
                 .map(|progress| manage::create_refused(&progress).map_or(Answer::Lines(progress), Answer::Reply))

@@ -1,5 +1,5 @@
-//! Routes that change what the simulator holds: pull, push, create, copy, delete, blobs. Nothing is ever fetched from or
-//! sent to anybody: Ollama's own registry is pretended to answer, every other host to refuse the connection.
+//! Routes that change what the simulator holds: pull, push, create, copy, delete, blobs. Nothing is sent to anybody, and fetched only
+//! from a registry on this machine ([`super::fetch`]): Ollama's own is pretended to answer, every other host to refuse the connection.
 
 use std::collections::HashSet;
 
@@ -69,19 +69,19 @@ pub(super) fn named<'a>(fields: &'a Fields, go_struct: &str) -> Result<&'a str, 
     })
 }
 
-fn streams(fields: &Fields, go_struct: &str) -> Result<bool, Refusal> {
+pub(super) fn streams(fields: &Fields, go_struct: &str) -> Result<bool, Refusal> {
     fields.flag("stream", go_struct).map(|flag| flag.unwrap_or(true)).map_err(Refusal::binding)
 }
 
 /// Host and path of a name that is not in Ollama's own registry.
-fn elsewhere(display: &str) -> Option<(String, String, String)> {
+pub(super) fn elsewhere(display: &str) -> Option<(String, String, String)> {
     let (path, tag) = display.rsplit_once(':')?;
     let mut parts = path.splitn(2, '/');
     let (host, rest) = (parts.next()?, parts.next()?);
     rest.contains('/').then(|| (host.to_owned(), rest.to_owned(), tag.to_owned()))
 }
 
-fn scheme(fields: &Fields) -> &'static str {
+pub(super) fn scheme(fields: &Fields) -> &'static str {
     let insecure = fields.plain("insecure").and_then(Value::as_bool).unwrap_or(false);
     if insecure { "http" } else { "https" }
 }
@@ -107,7 +107,7 @@ pub(super) fn pull(models: &Models, fields: &Fields) -> Result<Progress, Refusal
     Ok(progress)
 }
 
-fn bad_name(_: NoModel) -> Refusal {
+pub(super) fn bad_name(_: NoModel) -> Refusal {
     Refusal::handler(400, "invalid model name")
 }
 
@@ -237,16 +237,21 @@ impl Blobs {
         self.0.lock().contains(digest)
     }
 
+    /// A blob came whole, and its SHA-256 was found to be this.
+    pub fn keep(&self, digest: &str) {
+        let mut blobs = self.0.lock();
+        if blobs.len() < MOST_BLOBS {
+            blobs.insert(digest.to_owned());
+        }
+    }
+
     /// A blob came whole, with this SHA-256.
     pub fn store(&self, digest: &str, sha256: &[u8; 32]) -> Result<Reply, Refusal> {
         let own = format!("sha256:{}", text::hex(sha256));
         if own != digest.to_ascii_lowercase() {
             return Err(Refusal::handler(400, format!("digest mismatch, expected \"{digest}\", got \"{own}\"")));
         }
-        let mut blobs = self.0.lock();
-        if blobs.len() < MOST_BLOBS {
-            blobs.insert(own);
-        }
+        self.keep(&own);
         Ok(Reply::empty(201))
     }
 }

@@ -153,6 +153,12 @@ impl Models {
         self.copy(&Model::new(&name, voice, Duration::ZERO), &name)
     }
 
+    /// A model that was fetched from a registry, with the digest of its manifest.
+    pub fn add_fetched(&self, raw: &str, digest: String, size_bytes: u64) -> Result<(), NoModel> {
+        let name = display_name(raw)?;
+        self.copy(&Model { digest, size_bytes, ..Model::new(&name, Voice::Plain, Duration::ZERO) }, &name)
+    }
+
     pub fn remove(&self, model: &Model) {
         self.held.lock().retain(|own| own.name != model.name);
         self.unload(&model.name);
