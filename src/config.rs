@@ -274,6 +274,9 @@ impl Config {
         if self.identity.revocations_file.as_os_str().is_empty() {
             self.identity.revocations_file = self.state_dir.join("revoked.toml");
         }
+        if self.models.mirror_store.as_os_str().is_empty() {
+            self.models.mirror_store = self.state_dir.join("mirror");
+        }
         if self.policy.dir.as_os_str().is_empty() {
             let policies = config_dir.map(|dir| dir.join("policies")).filter(|dir| dir.is_dir());
             self.policy.dir = policies.unwrap_or_default();
@@ -349,6 +352,7 @@ impl Config {
             );
         }
         self.audit.check()?;
+        self.models.check()?;
         if self.listen == self.operator.listen && self.listen.port() != 0 {
             return odds(
                 "listen, operator.listen",

@@ -30,6 +30,7 @@ pub mod snapshot;
 pub mod identity;
 pub mod intake;
 pub mod ledger;
+pub mod mirror;
 pub mod outbound;
 pub mod policy;
 pub mod refusal;

@@ -104,10 +104,15 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     // Before the audit: a start that fails here is no process that died.
     let public = listen::bind(config.listen)?;
     let operator = listen::bind(config.operator.listen)?;
+    let mirror_socket = config.models.mirror_listen.map(listen::bind).transpose()?;
+    let mirror_address = mirror_socket.as_ref().map(tokio::net::TcpListener::local_addr).transpose();
+    let mirror_address = mirror_address.map_err(|e| ServerError::Runtime(e.to_string()))?;
+    let mirror = assemble::mirror(&config, mirror_address, &metrics).map_err(ServerError::Configuration)?;
     let sink_settings = assemble::sink_settings(&config);
     let ledger = Ledger::start(audit_settings(&config), Arc::clone(&metrics))
         .map_err(|e| ServerError::Runtime(e.to_string()))?;
-    let site = Arc::new(site(&config, snapshot, models, ledger).map_err(ServerError::Configuration)?);
+    let site = site(&config, snapshot, models, ledger).map_err(ServerError::Configuration)?;
+    let site = Arc::new(Site { mirror, ..site });
     if let Some(remote_keys) = &site.remote_keys {
         // Before anybody is told that the proxy listens: a token of an agent's first request should find its key.
         remote_keys.refresh().await;
@@ -143,14 +148,25 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     let operators = Arc::new(Operator::new(Arc::clone(&site), gate, address));
     tokio::spawn(Arc::clone(&site.pool.dispatch).keep_time());
     tokio::spawn(lookout::keep_looking(Arc::clone(&site)));
-    tokio::spawn(listen::accept(operator, operators, operator_closing, OPERATOR_CONNECTIONS, || {}));
+    tokio::spawn(listen::accept(operator, operators, operator_closing.clone(), OPERATOR_CONNECTIONS, || {}));
+    if let Some((mirror, socket)) = site.mirror.clone().zip(mirror_socket) {
+        // As long as there may be a pull that reads it: what drains is still pulling.
+        tokio::spawn(mirror.listen(socket, operator_closing));
+    }
     if !config.catalogue.refresh.is_zero() {
         let pace = Pace { models: config.catalogue.refresh, loaded: config.catalogue.loaded };
         for place in 0..site.pool.backends().len() {
             let site = Arc::clone(&site);
             tokio::spawn(async move {
                 tokio::join!(
-                    catalogue::keep_fresh(&site.pool, place, &site.client, &site.ledger.metrics, pace),
+                    catalogue::keep_fresh(
+                        &site.pool,
+                        place,
+                        &site.client,
+                        &site.ledger.metrics,
+                        site.mirror.as_deref(),
+                        pace
+                    ),
                     warm::keep_warm(&site.pool, place, &site.client, &site.models, &site.ledger.metrics, pace.loaded),
                 );
             });
@@ -208,6 +224,7 @@ pub fn site(
         replies: Memory::new(config.limits.replies_in_memory_bytes),
         routes: RouteSettings { drop_in: config.routes.drop_in },
         models,
+        mirror: None,
         in_flight: config.limits.in_flight as u64,
         blob_bytes: config.limits.blob_bytes,
         held_reply_bytes: config.limits.reply_buffer_bytes,

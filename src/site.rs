@@ -15,6 +15,7 @@ use crate::intake::Intake;
 use crate::ledger::Ledger;
 use crate::live::{Cut, Live};
 use crate::memory::Memory;
+use crate::mirror::Mirror;
 use crate::models::Models;
 use crate::remote_keys::RemoteKeys;
 use crate::route::RouteSettings;
@@ -42,6 +43,8 @@ pub struct Site {
     pub routes: RouteSettings,
     /// Aliases, fallbacks and settings of models.
     pub models: Models,
+    /// From which backends take what is pulled for several of them.
+    pub mirror: Option<Arc<Mirror>>,
     /// Requests served at once.
     pub in_flight: u64,
     pub blob_bytes: u64,

@@ -63,6 +63,7 @@ fn paths(config: &mut Config) -> Vec<&mut PathBuf> {
         &mut identity.jwks_file,
         &mut identity.ca_file,
         &mut identity.agents_file,
+        &mut config.models.mirror_store,
     ];
     paths.extend(config.backend.iter_mut().flat_map(|backend| [&mut backend.bearer_file, &mut backend.ca_file]));
     for pem in [&mut identity.public_key, &mut identity.private_key] {

@@ -1,10 +1,13 @@
 //! `[models]` and `[[model]]`: what holds for all models, and what an operator says of single ones.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
-use super::values;
+use super::{ConfigError, values};
 
 /// `[models]`: what holds for all of them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -14,11 +17,58 @@ pub struct Models {
     /// Default `registry.ollama.ai` alone: a host in a name is one that Ollama connects to.
     #[serde(deserialize_with = "values::registries")]
     pub registries: Vec<String>,
+    /// Address of a listener from which backends take what is pulled for several of them, so that it is fetched once. Default none: each
+    /// backend fetches for itself. Off loopback it belongs into the backends' network: it speaks http.
+    #[serde(deserialize_with = "values::optional_address", serialize_with = "values::or_empty")]
+    pub mirror_listen: Option<SocketAddr>,
+    /// That listener as backends reach it, `http://host:port`. Default `mirror_listen` itself, which must then be an address of one
+    /// machine.
+    #[serde(deserialize_with = "values::mirror_url")]
+    pub mirror_url: String,
+    /// Folder for what is being fetched; nothing stays in it. Default `mirror` in the state folder. Empty in the file: the default.
+    pub mirror_store: PathBuf,
+    /// Bytes of the models that may be on their way at once; a larger one is fetched by each backend. Default 128 GiB: larger than the
+    /// models people serve.
+    #[serde(deserialize_with = "values::whole::<_, _, 1, 0x1000_0000_0000>")]
+    pub mirror_bytes: u64,
+}
+
+impl Models {
+    /// `host:port` of the mirror as it stands in the names that backends pull. `bound`: where the listener came to be.
+    pub fn mirror_authority(&self, bound: SocketAddr) -> String {
+        match self.mirror_url.strip_prefix("http://") {
+            Some(authority) => authority.to_owned(),
+            None => bound.to_string(),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let odd = |problem: String, remedy: &str| {
+            Err(ConfigError::new("models.mirror_listen, models.mirror_url", problem, remedy))
+        };
+        match self.mirror_listen {
+            None if !self.mirror_url.is_empty() => odd(
+                "there is a URL of a listener that is not there".into(),
+                "set models.mirror_listen, or take the URL away",
+            ),
+            Some(address) if self.mirror_url.is_empty() && (address.ip().is_unspecified() || address.is_ipv6()) => odd(
+                format!("{address} is nothing that can stand in a model's name"),
+                "set models.mirror_url to the address or name at which the backends reach this machine",
+            ),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for Models {
     fn default() -> Models {
-        Models { registries: vec!["registry.ollama.ai".to_owned()] }
+        Models {
+            registries: vec!["registry.ollama.ai".to_owned()],
+            mirror_listen: None,
+            mirror_url: String::new(),
+            mirror_store: PathBuf::new(),
+            mirror_bytes: 128 << 30,
+        }
     }
 }
 

@@ -464,6 +464,9 @@ fn settings_that_contradict_each_other_are_refused() {
         ("[identity]\nalgorithm = \"HS256\"", "identity.algorithm"),
         ("[identity]\nalgorithm = \"RS256\"\nsecret_file = \"a\"", "identity.algorithm, identity.secret_file"),
         ("backend = []", "backend"),
+        ("[models]\nmirror_url = \"http://gateway:5174\"", "models.mirror_listen, models.mirror_url"),
+        ("[models]\nmirror_listen = \"0.0.0.0:5174\"", "models.mirror_listen, models.mirror_url"),
+        ("[models]\nmirror_listen = \"[::1]:5174\"", "models.mirror_listen, models.mirror_url"),
         ("[audit.otlp]\nurl = \"https://collector.example:4318\"", "audit.otlp.url"),
         ("[audit.webhook]\nurl = \"https://hook.example\"", "audit.webhook.url, audit.webhook.secret_file"),
     ] {
@@ -696,6 +699,10 @@ straggler_ms = 2000
 
 [models]
 registries = ["registry.ollama.ai"]
+mirror_listen = ""
+mirror_url = ""
+mirror_store = "/var/lib/behavry/mirror"
+mirror_bytes = 137438953472
 "#;
     assert_eq!(config.effective(), expected);
 }
@@ -709,6 +716,34 @@ fn an_operators_listener_off_loopback_needs_a_credential_and_is_worth_a_word() {
     let config = env(&[("BEHAVRY_CONFIG", file.to_str().unwrap())]).unwrap();
     assert_eq!(config.operator.credential_file, file.with_file_name("operator.token"));
     assert_eq!(config.warnings().len(), 1);
+}
+
+#[test]
+fn the_mirrors_url_can_stand_in_a_models_name() {
+    let url = |url: &str| {
+        let config = text(&format!("[models]\nmirror_listen = \"0.0.0.0:5174\"\nmirror_url = \"{url}\""))?;
+        Ok::<_, ConfigError>(config.models.mirror_authority("0.0.0.0:9".parse().unwrap()))
+    };
+    assert_eq!(url("http://Gateway.internal:5174").unwrap(), "gateway.internal:5174");
+    assert_eq!(url("http://10.0.0.5:1").unwrap(), "10.0.0.5:1");
+    for bad in [
+        "https://gateway:5174",
+        "gateway:5174",
+        "http://gateway",
+        "http://gateway:0",
+        "http://gateway:+1",
+        "http://gateway:99999",
+        "http://gateway:5174/",
+        "http://user@gateway:5174",
+        "http://[::1]:5174",
+        "http://:5174",
+        "http://-x:5174",
+        "http://a b:5174",
+    ] {
+        assert!(url(bad).is_err(), "{bad}");
+    }
+    let config = text("[models]\nmirror_listen = \"127.0.0.1:0\"").unwrap();
+    assert_eq!(config.models.mirror_authority("127.0.0.1:7".parse().unwrap()), "127.0.0.1:7");
 }
 
 #[test]

@@ -238,6 +238,11 @@ pub(super) fn name<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> 
     parse_name(&plain_text(d)?).map_err(D::Error::custom)
 }
 
+pub(super) fn optional_address<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = plain_text(d)?;
+    if text.is_empty() { Ok(None) } else { parse_address(&text).map(Some).map_err(D::Error::custom) }
+}
+
 pub(super) fn optional_name<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     let text = plain_text(d)?;
     if text.is_empty() { Ok(None) } else { parse_name(&text).map(Some).map_err(D::Error::custom) }
@@ -264,6 +269,31 @@ pub(super) fn registries<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>,
         Some(bad) => Err(D::Error::custom(format!("{} is no registry; write its host as in hf.co", quoted(bad)))),
         None => Ok(hosts.iter().map(|host| host.to_ascii_lowercase()).collect()),
     }
+}
+
+/// Where backends reach the mirror. They name it in names of models, which have no scheme but http's and no room for more.
+pub(super) fn mirror_url<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = plain_text(d)?;
+    if text.is_empty() {
+        return Ok(text);
+    }
+    let authority = text.strip_prefix("http://").unwrap_or_default();
+    let fits = authority.split_once(':').is_some_and(|(host, port)| {
+        let start = host.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        start
+            && host.len() <= 253
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
+            && port.bytes().all(|b| b.is_ascii_digit())
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if !fits {
+        let e = format!(
+            "{} cannot stand in a model's name; write http://host:port with a name or an IPv4 address, and no path",
+            quoted(&text)
+        );
+        return Err(D::Error::custom(e));
+    }
+    Ok(text.to_ascii_lowercase())
 }
 
 /// A name for headers and metric labels.

@@ -58,6 +58,7 @@ mod sink;
 mod survey;
 mod writer;
 
+pub use self::keeper::free_bytes;
 pub use self::key::KeyError;
 
 /// How long a start waits for another process that starts or deletes in the same folder.

@@ -1,7 +1,10 @@
 //! One pull for all backends that should hold a model: one after another, told to the client as one.
 //!
-//! An Ollama gives away none of what it holds, so each backend fetches for itself (`docs/models.md`). The client sees Ollama's own
-//! progress, a line for each backend in front of it, and one `success` once all of them have the model.
+//! An Ollama gives away none of what it holds, so each backend fetches for itself, or all of them from the mirror where there is one
+//! (`docs/models.md`). The client sees Ollama's own progress, a line for each backend in front of it, and one `success` once all of them
+//! have the model.
+//!
+//! - [`mirrored`]: a backend that pulls from the mirror.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,16 +16,20 @@ use pingora_proxy::Session;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use self::mirrored::Begun;
 use super::Gateway;
 use super::admit::Admitted;
 use super::answer::{answer, json_head};
 use super::views::gone;
 use crate::door::Ticket;
 use crate::exchange::Fault;
+use crate::mirror::Pull;
 use crate::refusal::Refusal;
 use crate::upstream::Backend;
 use crate::upstream::client::{Call, ClientError};
 use crate::wire::rewrite::{Assignment, set};
+
+mod mirrored;
 
 /// No pull takes longer; its silences are bounded as everybody's are.
 const WITHIN: Duration = Duration::from_secs(86_400);
@@ -65,6 +72,23 @@ impl Gateway {
         if streams {
             begin(session, exchange).await.map_err(|_| Refusal::internal_error())?;
         }
+        let pulling = holders.iter().filter(|backend| !backend.is_drained()).count();
+        let pull = match self.begin_mirror(&model, &body, pulling, session).await {
+            Begun::Not => None,
+            Begun::Pull(pull) => Some(pull),
+            Begun::Declined(why) => {
+                let line = json!({ "status": format!("each backend fetches for itself: {why}") });
+                if streams && write(session, &line).await.is_err() {
+                    exchange.fault = Some(Fault::Client);
+                    return Ok(Admitted::Answered);
+                }
+                None
+            }
+            Begun::Left => {
+                exchange.fault = Some(Fault::Client);
+                return Ok(Admitted::Answered);
+            }
+        };
         let (mut failures, mut left_out) = (Vec::new(), Vec::new());
         for (place, backend) in holders.iter().enumerate() {
             let is_drained = backend.is_drained();
@@ -81,7 +105,10 @@ impl Gateway {
             }
             exchange.named_backend = Some(backend.name.clone());
             self.lease(exchange)?;
-            let told = self.pull_on(backend, body.clone(), streams, session, exchange).await;
+            let told = match &pull {
+                Some(pull) => self.pull_mirrored(pull, backend, &model, body.clone(), streams, session, exchange).await,
+                None => self.pull_on(backend, body.clone(), streams, None, session, exchange).await,
+            };
             exchange.lease = None;
             match told {
                 Ok(told) if told.left => {
@@ -96,6 +123,7 @@ impl Gateway {
                 Err(why) => failures.push(format!("backend {}: {why}", backend.name)),
             }
         }
+        drop(pull); // whoever reads the last line finds nothing there any more
         let last = match &failures[..] {
             [] if left_out.is_empty() => json!({ "status": "success" }),
             [] => json!({ "status": "success", "left_out": left_out }),
@@ -106,11 +134,13 @@ impl Gateway {
         self.end(&last, !failures.is_empty(), streams, session, exchange).await
     }
 
+    /// `pull`: where it is from the mirror. What goes wrong there ends it.
     async fn pull_on(
         &self,
         backend: &Arc<Backend>,
         body: Bytes,
         streams: bool,
+        pull: Option<&Pull>,
         session: &mut Session,
         exchange: &Ticket,
     ) -> Result<Told, String> {
@@ -126,10 +156,29 @@ impl Gateway {
                 within: WITHIN,
                 pieces: Some(pieces),
             };
+            let broken = async {
+                match pull {
+                    Some(pull) => pull.failed().await,
+                    None => std::future::pending().await,
+                }
+            };
             // With the call its end of the channel goes, and then the relay ends.
-            self.site.client.call(backend, &call).await
+            tokio::select! {
+                reply = self.site.client.call(backend, &call) => reply,
+                () = broken => Err(ClientError::Broken("the mirror broke off")),
+            }
         };
-        let (reply, mut told) = futures::future::join(asked, relay(incoming, streams, session)).await;
+        let relayed = relay(incoming, streams, session);
+        tokio::pin!(asked, relayed);
+        let (reply, mut told) = tokio::select! {
+            reply = &mut asked => (reply, relayed.await),
+            told = &mut relayed => {
+                if told.left {
+                    return Ok(told); // and the call ends with it, though the backend may say nothing for long
+                }
+                (asked.await, told)
+            }
+        };
         match reply {
             Ok(reply) if reply.head.status != 200 => {
                 let words = serde_json::from_slice::<Value>(&reply.body).ok();

@@ -83,7 +83,14 @@ fn runs_elsewhere() -> Refusal {
 }
 
 /// A host in the name of a model that is pulled, pushed or created from is one that Ollama connects to.
+///
+/// And nobody manages what is on its way from the mirror: it would be shown to nobody, and deleted at any moment.
 pub fn refuse_registry(site: &Site, endpoint: Endpoint, ask: &Ask) -> Result<(), Refusal> {
+    if ask.model.iter().chain(&ask.others).any(ModelRef::is_temporary) {
+        return Err(Refusal::invalid_body(
+            "the model's namespace is one that only the proxy gives, for a moment; choose another",
+        ));
+    }
     let connects: Vec<&ModelRef> = match endpoint {
         Endpoint::Pull | Endpoint::Push => ask.model.iter().collect(),
         Endpoint::Create => ask.others.iter().collect(), // `from`, which is pulled where it is absent

@@ -60,6 +60,7 @@ impl Gateway {
         let mut distinct: Vec<&str> = names.iter().flatten().map(String::as_str).collect();
         distinct.sort_unstable();
         distinct.dedup();
+        distinct.retain(|name| !model::parse(name).is_ok_and(|model| model.is_temporary()));
         for batch in distinct.chunks(BATCH) {
             let verdicts = policy.shows(&facts(endpoint, exchange)?, batch);
             shown.extend(batch.iter().zip(verdicts).filter(|(_, shows)| *shows).map(|(name, _)| *name));

@@ -3,6 +3,7 @@
 //! - [`keys`]: what verifies and signs tokens.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use crate::control_plane::ControlPlane;
 use crate::identity::agents::Agents;
 use crate::identity::own_keys::OwnKeys;
 use crate::identity::revocations::Revocations;
+use crate::ledger::Metrics;
 use crate::ledger::record::Moment;
+use crate::mirror::{self, Mirror};
 use crate::models::Models;
 use crate::operator::gate::Gate;
 use crate::outbound::Outbound;
@@ -202,6 +205,21 @@ fn trusting(ca_file: &Path, key: &str) -> Result<Outbound, String> {
 /// Aliases, fallbacks and settings of models.
 pub fn models(config: &Config) -> Result<Models, String> {
     Models::new(&config.model, &config.models)
+}
+
+/// From where backends take what is pulled for several of them. `address`: where its listener came to be.
+pub fn mirror(
+    config: &Config,
+    address: Option<SocketAddr>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Mirror>>, String> {
+    let Some(address) = address else { return Ok(None) };
+    let settings = mirror::Settings {
+        store: config.models.mirror_store.clone(),
+        most_bytes: config.models.mirror_bytes,
+        authority: config.models.mirror_authority(address),
+    };
+    Mirror::new(settings, Arc::clone(metrics)).map(Arc::new).map(Some)
 }
 
 /// Names and credential of the operator's listener. That one off loopback has a credential is the configuration's affair.

@@ -17,8 +17,9 @@ use super::health::Failed;
 use super::placement::Has;
 use super::{Backend, Pool};
 use crate::ledger::Metrics;
+use crate::mirror::Mirror;
 use crate::wire::inventory::{self, Held, Loaded, Shown};
-use crate::wire::{Source, model};
+use crate::wire::{ModelRef, Source, model};
 
 /// A look at a backend takes no longer: `/api/tags` answers at once, even during a load (ollama-wire, section 1).
 const WITHIN: Duration = Duration::from_secs(5);
@@ -44,6 +45,8 @@ pub struct Known {
     pub loaded: Arc<HashMap<String, Loaded>>,
     /// When a model was seen to answer that was not among the loaded ones.
     noted: Arc<HashMap<String, Instant>>,
+    /// Names that a model has only while it is on its way to the backend. They are nobody's model.
+    pub temporary: Arc<[ModelRef]>,
     pub version_read: Option<Instant>,
     pub models_read: Option<Instant>,
     pub loaded_read: Option<Instant>,
@@ -157,8 +160,13 @@ impl Catalogue {
         {
             let before = self.known();
             let mut models = HashMap::with_capacity(listed.len());
+            let mut temporary = Vec::new();
             for held in listed {
                 let Ok(model) = model::parse(&held.name) else { continue };
+                if model.is_temporary() {
+                    temporary.push(model);
+                    continue;
+                }
                 let canonical = model.canonical();
                 metrics.known_model(&canonical);
                 let source = if held.remote { Source::Cloud } else { model.source };
@@ -166,9 +174,10 @@ impl Catalogue {
                 let shown = old.and_then(|old| old.shown.clone());
                 models.insert(canonical, Arc::new(Model { source, held, shown }));
             }
-            let (models, now) = (Arc::new(models), Instant::now());
+            let (models, temporary, now) = (Arc::new(models), Arc::from(temporary), Instant::now());
             self.known.rcu(|known| Known {
                 models: Arc::clone(&models),
+                temporary: Arc::clone(&temporary),
                 models_read: Some(now),
                 ..Known::clone(known)
             });
@@ -297,18 +306,27 @@ pub struct Pace {
 }
 
 /// Keeps the catalogue of one backend fresh, until the process ends.
-pub async fn keep_fresh(pool: &Pool, place: usize, client: &Client, metrics: &Metrics, pace: Pace) {
+pub async fn keep_fresh(
+    pool: &Pool,
+    place: usize,
+    client: &Client,
+    metrics: &Metrics,
+    mirror: Option<&Mirror>,
+    pace: Pace,
+) {
     let backend = &pool.backends()[place];
     let catalogue = &backend.catalogue;
     let models = async {
         catalogue.read_first(backend, client, metrics).await;
         pool.tell_inventory(place);
+        tidy(backend, client, mirror).await;
         // Every backend was read at the start, and from then on each has its own moment.
         tokio::time::sleep(pace.models.mul_f64((place + 1) as f64 / pool.backends().len() as f64)).await;
         loop {
             let read = catalogue.read_models(backend, client, metrics).await;
             note(backend, read.is_ok(), metrics);
             pool.tell_inventory(place);
+            tidy(backend, client, mirror).await;
             tokio::time::sleep(pace.models).await;
         }
     };
@@ -328,6 +346,17 @@ pub async fn keep_fresh(pool: &Pool, place: usize, client: &Client, metrics: &Me
         }
     };
     tokio::join!(models, loaded);
+}
+
+/// Deletes the temporary names that no pull needs any more: what a crash left. What fails is left to the next look.
+async fn tidy(backend: &Backend, client: &Client, mirror: Option<&Mirror>) {
+    let Some(mirror) = mirror else { return };
+    let known = backend.catalogue.known();
+    for left in known.temporary.iter().filter(|name| mirror.left_behind(name)) {
+        if client.delete(backend, &left.raw).await == Ok(true) {
+            log::info!("backend {}: the temporary name of a pull that did not end was deleted", backend.name);
+        }
+    }
 }
 
 /// Asks one backend for its version again and again, until the process ends: it is up if it answers. `/api/version` takes no lock

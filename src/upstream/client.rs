@@ -13,6 +13,10 @@ use tokio::sync::mpsc;
 
 use super::{Backend, peer};
 
+/// A change of names is done at once, but for a disk that is busy with a pull.
+const CHANGE: Duration = Duration::from_secs(60);
+const CHANGE_BYTES: usize = 64 * 1024;
+
 pub struct Client {
     connector: Connector,
 }
@@ -69,6 +73,40 @@ impl Client {
             }
         };
         tokio::time::timeout(call.within, attempts).await.unwrap_or(Err(ClientError::Silent))
+    }
+
+    /// Takes a name, and what no other name needs, off a backend. False: it was not there.
+    pub async fn delete(&self, backend: &Backend, name: &str) -> Result<bool, ClientError> {
+        let body = serde_json::json!({ "model": name }).to_string();
+        match self.change(backend, Method::DELETE, "/api/delete", body).await? {
+            200 => Ok(true),
+            404 => Ok(false),
+            _ => Err(ClientError::Broken("it could not be deleted")),
+        }
+    }
+
+    /// Puts a model under another name as well. False: the backend has not got it.
+    pub async fn copy(&self, backend: &Backend, source: &str, destination: &str) -> Result<bool, ClientError> {
+        let body = serde_json::json!({ "source": source, "destination": destination }).to_string();
+        match self.change(backend, Method::POST, "/api/copy", body).await? {
+            200 => Ok(true),
+            404 => Ok(false),
+            _ => Err(ClientError::Broken("it could not be copied")),
+        }
+    }
+
+    async fn change(&self, backend: &Backend, method: Method, target: &str, body: String) -> Result<u16, ClientError> {
+        let call = Call {
+            method,
+            target,
+            query: None,
+            body: Some(body.into()),
+            request_id: "mirror",
+            limit_bytes: CHANGE_BYTES,
+            within: CHANGE,
+            pieces: None,
+        };
+        Ok(self.call(backend, &call).await?.head.status.as_u16())
     }
 
     /// One attempt. On an error: whether another may be better, since the connection was an old one.

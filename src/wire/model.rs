@@ -7,6 +7,10 @@ const DEFAULT_HOST: &str = "registry.ollama.ai";
 const DEFAULT_NAMESPACE: &str = "library";
 const DEFAULT_TAG: &str = "latest";
 
+/// How the namespace of a temporary name begins: a model that is on its way from the mirror to a backend (`crate::mirror`) has one for a
+/// moment, of 64 hexadecimal digits behind this. Such names are shown to nobody.
+pub const TEMPORARY: &str = "behavry-mirror-";
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
@@ -77,32 +81,12 @@ pub fn parse(raw: &str) -> Result<ModelRef, NameError> {
         return Err(NameError::TwoSources);
     }
 
-    let mut rest = base;
-    let mut tag = DEFAULT_TAG;
-    // A ':' before the last '/' belongs to the host (a port) or to a scheme.
-    if let Some(colon) = rest.rfind(':')
-        && rest.rfind('/').is_none_or(|slash| colon > slash)
-    {
-        tag = &rest[colon + 1..];
-        rest = &rest[..colon];
-    }
-    let (rest, name) = cut_last_slash(rest);
-    let (host, namespace) = match rest {
-        None => (None, None),
-        Some(rest) => {
-            let (host, namespace) = cut_last_slash(rest);
-            (host, Some(namespace))
-        }
+    let Spelled { host, namespace, name, tag } = split(base);
+    let host = match host.split_once("://") {
+        Some((scheme, host)) if is_scheme(scheme) => host,
+        Some(_) => return Err(NameError::Part("scheme")),
+        None => host,
     };
-    let host = match host {
-        None => DEFAULT_HOST,
-        Some(host) => match host.split_once("://") {
-            Some((scheme, host)) if is_scheme(scheme) => host,
-            Some(_) => return Err(NameError::Part("scheme")),
-            None => host,
-        },
-    };
-    let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
 
     check("host", host, 350, b".:-")?;
     check("namespace", namespace, 80, b"-")?;
@@ -148,6 +132,17 @@ impl ModelRef {
         name
     }
 
+    /// Whether it is a name that a model has only while it is on its way to a backend.
+    pub fn is_temporary(&self) -> bool {
+        let secret = self.namespace.strip_prefix(TEMPORARY);
+        secret.is_some_and(|secret| secret.len() == 64 && secret.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+
+    /// The parts in the letters that the caller wrote.
+    pub fn spelled(&self) -> Spelled<'_> {
+        split(cut_source(&self.raw).0)
+    }
+
     /// Whether two spellings mean one model.
     pub fn same_model(&self, other: &ModelRef) -> bool {
         self.name == other.name
@@ -166,6 +161,37 @@ impl ModelRef {
             self.name.clone()
         }
     }
+}
+
+/// The parts of a name, in the caller's letters, defaults filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spelled<'a> {
+    /// Perhaps with a scheme.
+    pub host: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub tag: &'a str,
+}
+
+fn split(base: &str) -> Spelled<'_> {
+    let mut rest = base;
+    let mut tag = DEFAULT_TAG;
+    // A ':' before the last '/' belongs to the host (a port) or to a scheme.
+    if let Some(colon) = rest.rfind(':')
+        && rest.rfind('/').is_none_or(|slash| colon > slash)
+    {
+        tag = &rest[colon + 1..];
+        rest = &rest[..colon];
+    }
+    let (rest, name) = cut_last_slash(rest);
+    let (host, namespace) = match rest {
+        None => (None, None),
+        Some(rest) => {
+            let (host, namespace) = cut_last_slash(rest);
+            (host, Some(namespace))
+        }
+    };
+    Spelled { host: host.unwrap_or(DEFAULT_HOST), namespace: namespace.unwrap_or(DEFAULT_NAMESPACE), name, tag }
 }
 
 /// Takes `:cloud`, `:local` or a tag's `-cloud` off the end.
@@ -316,6 +342,30 @@ mod tests {
         assert!(parse(&"m".repeat(81)).is_err());
         assert!(parse(&format!("{}/n/m", "h".repeat(350))).is_ok());
         assert!(parse(&format!("{}/n/m", "h".repeat(351))).is_err());
+    }
+
+    #[test]
+    fn the_parts_can_be_had_as_they_were_written() {
+        let spelled = |raw: &str| {
+            let model = parse(raw).unwrap();
+            let parts = model.spelled();
+            [parts.host, parts.namespace, parts.name, parts.tag].map(str::to_owned)
+        };
+        assert_eq!(spelled("hf.co/User/Repo:Q4_K_M"), ["hf.co", "User", "Repo", "Q4_K_M"]);
+        assert_eq!(spelled("Llama3.2"), ["registry.ollama.ai", "library", "Llama3.2", "latest"]);
+        assert_eq!(spelled("Me/x:7B:local"), ["registry.ollama.ai", "Me", "x", "7B"]);
+    }
+
+    #[test]
+    fn a_name_is_temporary_by_its_whole_namespace() {
+        let secret = "0123456789abcdef".repeat(4);
+        let temporary = |raw: &str| parse(raw).unwrap().is_temporary();
+        assert!(temporary(&format!("127.0.0.1:9/{TEMPORARY}{secret}/model")));
+        assert!(temporary(&format!("gateway/{}/before:latest", format!("{TEMPORARY}{secret}").to_uppercase())));
+        for other in [&secret[1..], &format!("{}g", &secret[1..]), ""] {
+            assert!(!temporary(&format!("127.0.0.1:9/{TEMPORARY}{other}/model")), "{other}");
+        }
+        assert!(!temporary(&format!("{TEMPORARY}{secret}")), "a model's own name");
     }
 
     #[test]

@@ -107,6 +107,13 @@ def real_ollama(folder):
     return program, url
 
 
+def real_ollama_folder():
+    """Where install-ollama has put an Ollama; None where it has not."""
+    built = Path.home() / ".cache/behavry-ollama-proxy/ollama-v0.17.4"
+    folders = [os.environ.get("BEHAVRY_TEST_REAL_OLLAMA"), os.environ.get("BEHAVRY_REAL_OLLAMA_DIR"), built]
+    return next((Path(folder) for folder in folders if folder and (Path(folder) / "bin/ollama").exists()), None)
+
+
 class DeadPort:
     """A port of 127.0.0.1 that refuses connections for as long as this lives: bound, so that nobody else gets it."""
 

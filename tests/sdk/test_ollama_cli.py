@@ -3,7 +3,6 @@
 Drop-in and under the base path, in front of the simulator or the real Ollama as the rest of the suite. The command is the one that
 install-ollama built, or an installed one; without either these tests are skipped.
 """
-import os
 import re
 import shutil
 import subprocess
@@ -16,14 +15,12 @@ import pytest
 import stack
 from conftest import POLICY
 
-BUILT = Path.home() / ".cache/behavry-ollama-proxy/ollama-v0.17.4"
 COMMAND_S = 120
 
 
 def ollama_command():
-    for folder in (os.environ.get("BEHAVRY_TEST_REAL_OLLAMA"), os.environ.get("BEHAVRY_REAL_OLLAMA_DIR"), BUILT):
-        if folder and (program := Path(folder) / "bin/ollama").exists():
-            return str(program)
+    if folder := stack.real_ollama_folder():
+        return str(folder / "bin/ollama")
     return shutil.which("ollama") or pytest.skip("there is no ollama; tests/real/tiny-ollama/install-ollama builds one")
 
 

@@ -107,7 +107,7 @@ fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
 }
 
 /// What this process may still write there: a file system may keep some for root.
-fn free_bytes(dir: &Path) -> io::Result<u64> {
+pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     let path = std::ffi::CString::new(dir.as_os_str().as_bytes())?;
     // SAFETY: zeroed, it is a valid statvfs of nothing; the path ends with a zero byte, and both live for the whole call.
     let (asked, about) = unsafe {

@@ -65,6 +65,8 @@ pub(super) struct Fleet {
     queue_turned_away: IntCounterVec,
     warmups: IntCounterVec,
     shielded_loads: IntCounterVec,
+    mirror_fetched: IntCounter,
+    mirror_served: IntCounter,
 }
 
 impl Fleet {
@@ -125,6 +127,11 @@ impl Fleet {
         for result in ShieldedLoad::ALL {
             shielded_loads.with_label_values(&[result.as_str()]);
         }
+        let mirror_bytes = make.counters(
+            "mirror_bytes_total",
+            "Bytes of models that were fetched from a registry once for several backends, and that backends took from here.",
+            &["direction"],
+        );
         Fleet {
             up: backend_up,
             drained: backend_drained,
@@ -138,6 +145,8 @@ impl Fleet {
             queue_turned_away,
             warmups,
             shielded_loads,
+            mirror_fetched: mirror_bytes.with_label_values(&["fetched"]),
+            mirror_served: mirror_bytes.with_label_values(&["served"]),
         }
     }
 }
@@ -200,6 +209,16 @@ impl Metrics {
     pub fn turned_away_by_all(&self) -> u64 {
         let count = |why: TurnedAway| self.fleet.queue_turned_away.with_label_values(&[why.as_str()]).get();
         count(TurnedAway::Full) + count(TurnedAway::Expired)
+    }
+
+    /// Came from a registry.
+    pub fn mirror_fetched(&self, bytes: u64) {
+        self.fleet.mirror_fetched.inc_by(bytes);
+    }
+
+    /// Is on its way to a backend.
+    pub fn mirror_served(&self, bytes: u64) {
+        self.fleet.mirror_served.inc_by(bytes);
     }
 
     /// Counts a request as waiting for a backend until the returned value is dropped.
