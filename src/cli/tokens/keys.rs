@@ -96,7 +96,7 @@ fn rotate(config: &Config, algorithm: Option<String>, end_old: bool) -> Result<(
     };
     println!("{} signs now ({})", rotated.new_kid, rotated.algorithm.as_str());
     match rotated.until {
-        Some(until) => println!("{} verifies until {until:.0}", rotated.old_kid),
+        Some(until) => println!("{} verifies until {until}", rotated.old_kid),
         None => println!("{} and all before it are not trusted any more", rotated.old_kid),
     }
     Ok(())

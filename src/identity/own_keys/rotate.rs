@@ -55,7 +55,7 @@ pub struct Rotated {
     pub old_kid: String,
     pub new_kid: String,
     pub algorithm: Algorithm,
-    /// Until when tokens of the old key hold (RFC 3339); `None` where they have ended.
+    /// Until when tokens of the old key hold (RFC 3339, to the second); `None` where they have ended.
     pub until: Option<String>,
 }
 
@@ -146,5 +146,5 @@ pub fn rotate(
             let _ = std::fs::remove_file(file_path(state_dir, &kid));
         }
     }
-    Ok(Rotated { old_kid, new_kid, algorithm, until: (!plan.end_old).then(|| until.to_string()) })
+    Ok(Rotated { old_kid, new_kid, algorithm, until: (!plan.end_old).then(|| format!("{until:.0}")) })
 }
