@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -45,8 +45,9 @@ pub struct Exchange {
     pub began: Instant,
     pub source_ip: Option<IpAddr>,
     pub method: String,
-    /// As on the wire, without the query. Only where no route matched is it recorded.
+    /// As on the wire, without the query. It is recorded as far as the table of routes has it.
     pub path: String,
+    named: OnceLock<String>,
     /// Without what only proves who the caller is.
     pub query: Option<String>,
     /// What a refusal is worded in; from the path, so that even a 404 has one.
@@ -209,6 +210,7 @@ impl Exchange {
             method: parts.method.as_str().to_owned(),
             dialect: crate::route::dialect_of(&path),
             path,
+            named: OnceLock::new(),
             query: parts.uri.query().map(str::to_owned),
             snapshot,
             in_flight,

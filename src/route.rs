@@ -211,6 +211,31 @@ pub fn own_path(path: &str) -> &str {
     }
 }
 
+/// What a record may hold of a path that leads nowhere: the longest beginning of whole segments that stands in the table, and `/*` for
+/// what the client wrote behind it. A path is free text, and people paste tokens and questions into addresses.
+pub fn recorded(path: &str) -> Cow<'_, str> {
+    let below = below_base(path);
+    let (base, own) = (path.len() - below.map_or(path.len(), str::len), below.unwrap_or(path));
+    let table = TABLE.iter().map(|Row(_, pattern, _)| pattern.literal());
+    let known = table.chain(["/api/v1/auth/token", "/.well-known/jwks.json", BASE_PATH]);
+    let end = base + known.map(|literal| in_common(own, literal)).max().unwrap_or_default();
+    match &path[end..] {
+        "" => Cow::Borrowed(path),
+        "/" if end == 0 => Cow::Borrowed(path),
+        _ => Cow::Owned(format!("{}/*", &path[..end])),
+    }
+}
+
+/// Bytes of `path` whose segments are also the first ones of `literal`.
+fn in_common(path: &str, literal: &str) -> usize {
+    let mut segments = path.split('/').zip(literal.trim_end_matches('/').split('/'));
+    // Both begin with a slash, so the first one is empty, or there is nothing in common.
+    match segments.next() {
+        Some(("", "")) => segments.take_while(|(own, known)| own == known).map(|(own, _)| 1 + own.len()).sum(),
+        _ => 0,
+    }
+}
+
 /// Whose words a refusal uses where no endpoint is known: by the path alone, as far as it goes.
 pub fn dialect_of(path: &str) -> Dialect {
     let path = below_base(path).unwrap_or(path);
@@ -247,6 +272,12 @@ pub fn check_query(query: &str) -> Result<(), QueryError> {
 }
 
 impl Path {
+    fn literal(&self) -> &'static str {
+        match self {
+            Path::Is(text) | Path::Model(text) | Path::Digest(text) | Path::Under(text) => text,
+        }
+    }
+
     /// What of `path` stands behind the row's own bytes, if the row is the one for it.
     fn rest_of<'p>(&self, path: &'p str) -> Option<&'p str> {
         match self {

@@ -86,8 +86,8 @@ impl Exchange {
             requester_channel: self.requester.channel.as_deref(),
             source_ip: self.source_ip,
             request_id: Some(&self.request_id),
-            action: Some(&self.method),
-            target: Some(self.target.as_deref().unwrap_or(&self.path)),
+            action: Some(known_method(&self.method)),
+            target: Some(self.target.as_deref().unwrap_or_else(|| self.named())),
             dialect: Some(self.dialect.as_str()),
             model,
             model_raw: ask.and_then(|ask| ask.model.as_ref()).map(|model| model.raw.as_str()),
@@ -206,6 +206,11 @@ impl Exchange {
         }
     }
 
+    /// The path of what leads to no backend, as far as the table of routes knows it.
+    fn named(&self) -> &str {
+        self.named.get_or_init(|| crate::route::recorded(&self.path).into_owned())
+    }
+
     fn measures(&self, ledger: &Ledger, entry: &Entry<'_>, model: Option<&str>) -> Measures {
         let until_dispatch = self.dispatched.map(|at| at - self.began);
         Measures {
@@ -225,6 +230,14 @@ impl Exchange {
                 .map(|role| ledger.metrics.role(role))
                 .unwrap_or_default(),
         }
+    }
+}
+
+/// The methods that HTTP has; another word is the client's own, and free text.
+fn known_method(method: &str) -> &str {
+    match method {
+        "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS" | "TRACE" | "CONNECT" => method,
+        _ => "OTHER",
     }
 }
 

@@ -391,3 +391,27 @@ fn the_dialect_of_a_path_without_a_route_is_guessed_from_its_beginning() {
     assert_eq!(dialect_of("/v1x"), Dialect::Native);
     assert_eq!(dialect_of(""), Dialect::Native);
 }
+
+#[test]
+fn a_record_has_of_a_path_what_the_table_has() {
+    for (path, held) in [
+        ("/", "/"),
+        ("/api/chat", "/api/chat"),
+        ("/api/v1/auth/token", "/api/v1/auth/token"),
+        ("/api/v1/ollama", "/api/v1/ollama"),
+        ("/api/v1/ollama/v1/files", "/api/v1/ollama/v1/files"),
+        ("/api/chat/", "/api/chat/*"),
+        ("/api/chat/eyJhbGciOiJIUzI1NiJ9.e30.c2ln", "/api/chat/*"),
+        ("/api/v1/ollama/api/nothing", "/api/v1/ollama/api/*"),
+        ("/v1/files/my%20question", "/v1/files/*"),
+        ("/v1/models/a/b", "/v1/models/*"),
+        ("/apichat", "/*"),
+        ("/API/chat", "/*"),
+        ("//api/chat", "/*"),
+        ("/wp-login.php", "/*"),
+        ("*", "/*"),
+        ("", ""),
+    ] {
+        assert_eq!(recorded(path), held, "{path}");
+    }
+}

@@ -382,18 +382,23 @@ async fn answer_all(backend: &Puppet, bytes: &[u8]) {
 }
 
 #[tokio::test]
-async fn an_unknown_path_is_in_its_audit_record_alone_and_a_query_is_nowhere() {
+async fn of_an_unknown_path_method_or_query_nothing_of_the_clients_own_is_kept() {
     let house = loud_house(Plan::default()).await;
-    let reply = house.send(Request::get("/canary/path?canary-query=1").id("lost")).await;
+    // Its id is the one word of its own that is recorded.
+    let id = "canary-lost";
+    let reply = house.send(Request::get("/api/chat/canary-path/eyJ.canary-token?canary-query=1").id(id)).await;
     assert_eq!(reply.status, 404);
-    let spilled = spilled(&house, &[bytes_of(&reply)]).await;
-    assert!(spilled.iter().all(|line| line.contains(r#""target":"/canary/path""#)), "{spilled:#?}");
-    assert!(spilled.iter().all(|line| !line.contains("canary-query")), "{spilled:#?}");
-    assert_eq!(house.final_of("lost").await["target"], "/canary/path");
-    // Where records are shown it is found: so what is searched above is there.
+    let odd = house.send(Request::new("canary-method", "/api/chat").id("odd")).await;
+    assert_eq!(odd.status, 405);
+    let spilled = spilled(&house, &[bytes_of(&reply), bytes_of(&odd)]).await;
+    assert!(spilled.iter().all(|line| !line.replace(id, "").contains(MARK)), "{spilled:#?}");
+    // Where records are shown it is found: so what is searched here and above is there.
     for place in ["audit:", "log and standard output:", "feed:", "audit tail --all -n 100000:", "package:"] {
         assert!(spilled.iter().any(|line| line.starts_with(place)), "{place} {spilled:#?}");
     }
+    assert_eq!(house.final_of(id).await["target"], "/api/chat/*");
+    let record = house.final_of("odd").await;
+    assert_eq!((&record["action"], &record["target"]), (&"OTHER".into(), &"/api/chat".into()));
 }
 
 #[tokio::test]
