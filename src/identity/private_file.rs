@@ -187,6 +187,21 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Whether somebody has the file's lock for himself, as whoever writes has it. Asked by sharing it for a moment, which those who only
+/// read may do at the same time: neither a check nor a backup makes a dead file look alive.
+pub fn is_held(file: &File) -> io::Result<bool> {
+    // SAFETY: the descriptor is open as long as the file is borrowed; flock touches no memory.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
+        // SAFETY: as above.
+        unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+        return Ok(false);
+    }
+    match io::Error::last_os_error() {
+        held if held.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        error => Err(error),
+    }
+}
+
 /// Makes a folder (0700), and those above it, where there is none.
 pub fn make_folder(folder: &Path) -> Result<(), FileError> {
     if folder.is_dir() {

@@ -55,6 +55,12 @@ impl Folded {
     }
 }
 
+/// How many refusals a record of the audit stands for, if it is a folded one: those alone are of no request and have such words.
+pub fn refusals_in(record: &serde_json::Value) -> Option<u64> {
+    let words = record["error"].as_str().filter(|_| record["extra"]["request_id"].is_null())?;
+    words.split_once(" refusals folded into this record:")?.0.parse().ok()
+}
+
 /// The table of the current second.
 pub struct Fold {
     settings: FoldSettings,
@@ -175,6 +181,10 @@ mod tests {
         assert_eq!(due.len(), 1);
         assert_eq!((due[0].address, due[0].count), (Some(ip("192.0.2.1")), 4));
         assert_eq!(due[0].summary(), "4 refusals folded into this record: missing_token 3, expired 1");
+        let record =
+            |request_id| serde_json::json!({ "error": due[0].summary(), "extra": { "request_id": request_id } });
+        assert_eq!(refusals_in(&record(None)), Some(4));
+        assert_eq!(refusals_in(&record(Some("r"))), None, "a request's own words");
         assert_eq!(fold.due(9), [], "it is told once");
         assert_eq!(fold.note(8, ip("192.0.2.1"), "missing_token"), Passage::Single, "a new second has new room");
     }

@@ -33,11 +33,19 @@ pub const LONGEST_LINE: usize = 4 << 20;
 
 /// The segments in `folder`, sorted. Files of other names are not read: what was renamed (`.1`, `.bak`) would be read twice.
 pub fn segments(folder: &Path) -> Result<Vec<SegmentName>, TrailError> {
-    let unreadable = |error| TrailError::Unreadable { path: folder.to_owned(), error };
+    names(folder).map_err(|error| TrailError::Unreadable { path: folder.to_owned(), error })
+}
+
+/// The segments in a folder, sorted. A pipe or a folder with such a name is none: whoever opened a pipe would wait for its other end.
+pub(super) fn names(folder: &Path) -> io::Result<Vec<SegmentName>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(unreadable)? {
-        let name = entry.map_err(unreadable)?.file_name();
-        found.extend(name.to_str().and_then(|name| name.parse::<SegmentName>().ok()));
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<SegmentName>) else { continue };
+        let kind = entry.file_type()?;
+        if kind.is_file() || (kind.is_symlink() && fs::metadata(entry.path()).is_ok_and(|about| about.is_file())) {
+            found.push(name);
+        }
     }
     found.sort();
     Ok(found)

@@ -13,7 +13,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::pkcs8::DecodePublicKey;
@@ -23,6 +22,7 @@ use serde::Serialize;
 use super::chain::{self, SegmentName, WriterName};
 use super::trail::segment::{Found, SegmentReader};
 use super::trail::{self, TrailError};
+use crate::identity::private_file::is_held;
 
 mod across;
 pub mod finding;
@@ -270,22 +270,11 @@ fn walk_chain(
         }
         walk.end = match walk.stopped() {
             true => End::Stopped,
-            false if held(reader.file()) => End::Running,
+            false if is_held(reader.file()).unwrap_or_default() => End::Running,
             false => End::Open,
         };
     }
     Ok(walk)
-}
-
-/// Whether a writer has the file locked. Asked by taking the lock for a moment, shared, and giving it back at once.
-fn held(file: &File) -> bool {
-    // SAFETY: a descriptor that is open for the whole call; flock touches no memory.
-    let free = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0;
-    if free {
-        // SAFETY: as above.
-        unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
-    }
-    !free && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }
 
 /// A key file: some hundred bytes.
@@ -296,9 +285,18 @@ fn read_small(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Where a state folder has the public half of the key that its proxy signs with.
-pub fn public_key_of(state_dir: &Path) -> PathBuf {
-    state_dir.join("audit-key.pub")
+/// The public halves of the keys that a state folder's proxy signs with (`audit-key.pub`) and signed with before (`audit-key-ID.pub`).
+pub fn public_keys_of(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(state_dir)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name == "audit-key.pub" || (name.starts_with("audit-key-") && name.ends_with(".pub")) {
+            found.push(state_dir.join(&*name));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 #[cfg(test)]

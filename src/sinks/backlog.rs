@@ -192,7 +192,7 @@ impl Backlog {
                             passed.next += 1;
                         }
                     }
-                    log::warn!("audit: a sink cannot have a part of the chain of {writer}: {}", words(loss));
+                    log::warn!("audit: a sink cannot have a part of the chain of {writer}: {loss}");
                 }
             }
         }
@@ -225,15 +225,6 @@ fn mark(line: &[u8]) -> Option<Mark> {
         return None;
     }
     Mark::of(&serde_json::from_slice(line).ok()?)
-}
-
-fn words(loss: Loss) -> String {
-    match loss {
-        Loss::Gone { after, next } => format!("what was not read of segment {after} and is before {next} is gone"),
-        Loss::Changed { at } => format!("segment {} was changed at byte {}", at.segment, at.offset),
-        Loss::Torn { at, bytes } => format!("segment {} ends with {bytes} bytes that are no line", at.segment),
-        Loss::Overlong { at } => format!("the line at byte {} of segment {} is too long", at.offset, at.segment),
-    }
 }
 
 /// Year to second of a time stamp or of a writer's name.

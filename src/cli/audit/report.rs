@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::tail::{fit, plain};
 use super::{Failure, when};
 use crate::config::Config;
+use crate::ledger::fold::refusals_in;
 use crate::ledger::record::Moment;
 use crate::ledger::trail::{Event, Follower, Position};
 
@@ -52,6 +53,11 @@ type Of = (Option<String>, Option<String>);
 
 pub fn run(command: &Report, config: &Config) -> Result<(), Failure> {
     let (from, to) = (command.since.or(command.from).map(|at| at.to_string()), command.to.map(|at| at.to_string()));
+    if let (Some(from), Some(to)) = (&from, &to)
+        && from >= to
+    {
+        return Err(Failure::usage(format!("--from {from} is not before --to {to}")));
+    }
     let mut rows: BTreeMap<Of, Row> = BTreeMap::new();
     let mut follower = Follower::new(&config.audit.dir, &Position::default());
     let (mut unreadable, mut beyond) = (0_u64, false);
@@ -80,6 +86,9 @@ pub fn run(command: &Report, config: &Config) -> Result<(), Failure> {
         true => println!("{:#}", as_json(&rows, from.as_deref(), to.as_deref(), unreadable)),
         false => print(&rows),
     }
+    if rows.is_empty() {
+        eprintln!("no request ended in that time, or the audit has nothing of it any more");
+    }
     if unreadable > 0 {
         eprintln!("{unreadable} lines or segments could not be read and are not counted; `audit verify` says which");
     }
@@ -91,9 +100,10 @@ pub fn run(command: &Report, config: &Config) -> Result<(), Failure> {
 
 impl Row {
     fn count(&mut self, record: &Value) {
-        self.requests += 1;
+        let times = refusals_in(record).unwrap_or(1);
+        self.requests += times;
         let denied = record["policy_result"] != "allow";
-        self.denied += u64::from(denied);
+        self.denied += if denied { times } else { 0 };
         self.time_ms.add(&record["latency_ms"]);
         // What was denied ran nowhere: its tokens are not unknown, there are none.
         if !denied {
@@ -189,5 +199,7 @@ mod tests {
         assert_eq!((row.input.total(), row.input.in_words()), (7.into(), "7 + 1?".to_owned()));
         assert_eq!((row.output.total(), row.output.unknown_parts), (Value::Null, 2));
         assert_eq!(row.time_ms.mean(), Some(10));
+        row.count(&json!({ "policy_result": "deny", "error": "40 refusals folded into this record: expired 40", "extra": {} }));
+        assert_eq!((row.requests, row.denied), (43, 41), "a folded record stands for many");
     }
 }

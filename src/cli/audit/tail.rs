@@ -3,10 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde_json::Value;
 
 use super::Failure;
 use crate::config::Config;
+use crate::ledger::Outcome;
 use crate::ledger::chain;
 use crate::ledger::trail::follow::POLL;
 use crate::ledger::trail::{Event, Follower, Position, TrailError, back};
@@ -22,11 +24,11 @@ pub struct Tail {
     /// Of this agent only
     #[arg(long, value_name = "ID")]
     agent: Option<String>,
-    /// For this model only, by its canonical short name
-    #[arg(long, value_name = "MODEL")]
+    /// For this model only
+    #[arg(long, value_name = "MODEL", value_parser = canonical)]
     model: Option<String>,
     /// With this outcome only, such as complete, refused or client_abort
-    #[arg(long, value_name = "OUTCOME")]
+    #[arg(long, value_name = "OUTCOME", value_parser = PossibleValuesParser::new(Outcome::ALL.map(Outcome::as_str)))]
     outcome: Option<String>,
     /// All records of a request, and the marks of the chain, not only final records
     #[arg(long)]
@@ -55,13 +57,18 @@ pub fn run(command: &Tail, config: &Config) -> Result<(), Failure> {
                 Event::Line { line, .. } if command.wants(line) => show(line, table),
                 Event::Line { .. } => {}
                 Event::Lost { writer, loss } => {
-                    eprintln!("the audit of {writer} cannot be read on without a gap: {loss:?}")
+                    eprintln!("the audit of {writer} cannot be read on without a gap: {loss}")
                 }
             }
         }
         let _ = io::stdout().flush(); // a closed pipe ends the process by its signal
         std::thread::sleep(POLL);
     }
+}
+
+/// The name that records have, whichever way it is written.
+fn canonical(name: &str) -> Result<String, String> {
+    crate::wire::model::parse(name).map(|model| model.canonical()).map_err(|error| error.to_string())
 }
 
 impl Tail {
@@ -75,7 +82,7 @@ impl Tail {
     }
 }
 
-const HEAD: &str = "TIME                 AGENT             MODEL             REQUEST                    CODE  OUTCOME         TOKENS IN/OUT      MS";
+const HEAD: &str = "TIME (UTC)           AGENT             MODEL             REQUEST                    CODE  OUTCOME         TOKENS IN/OUT      MS";
 
 /// A row on a terminal, else the line as it stands in the log.
 fn show(line: &[u8], table: bool) {

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::config::Config;
-use crate::ledger::verify::{self, Against, CannotCheck, End, Verdict};
+use crate::ledger::verify::{self, Against, CannotCheck, End, Gap, Verdict};
 
 /// The exit code for an audit that does not hold.
 const CHANGED: u8 = 1;
@@ -17,7 +17,7 @@ pub const CANNOT: u8 = 2;
 #[derive(Args)]
 pub struct Verify {
     /// The public half of the key that signs checkpoints; may be repeated, if the key was changed. Without it: audit-key.pub of the
-    /// state folder, if it is there. An auditor keeps a copy: whoever can write the audit can most likely write that file too
+    /// state folder and audit-key-*.pub, those of keys before it. An auditor keeps a copy: whoever can write the audit can most likely write that file too
     #[arg(long = "public-key", value_name = "FILE")]
     public_keys: Vec<PathBuf>,
     /// Checkpoints that were kept elsewhere (audit.checkpoint_file, or lines copied from it); may be repeated. With them a log whose
@@ -33,18 +33,22 @@ pub fn run(command: &Verify, config: &Config) -> Result<(), Failure> {
     let began = Instant::now();
     let cannot = |error: CannotCheck| Failure { code: CANNOT, what: format!("cannot be checked: {error}") };
     let mut against = Against::default();
-    let own = verify::public_key_of(&config.state_dir);
-    let keys = match command.public_keys.is_empty() {
-        true if own.exists() => std::slice::from_ref(&own),
-        _ => &command.public_keys,
+    // A folder that cannot be listed has no key to offer, and the verdict says that none was there.
+    let own = || verify::public_keys_of(&config.state_dir).unwrap_or_default();
+    let (keys, ours) = match command.public_keys.is_empty() {
+        true => (own(), true),
+        false => (command.public_keys.clone(), false),
     };
-    for path in keys {
+    for path in &keys {
         against.key(path).map_err(cannot)?;
     }
     for path in &command.checkpoints {
         against.checkpoints(path).map_err(cannot)?;
     }
-    let verdict = verify::verify(&config.audit.dir, &against).map_err(cannot)?;
+    let mut verdict = verify::verify(&config.audit.dir, &against).map_err(cannot)?;
+    if ours && keys.len() > 1 {
+        verdict.gaps.insert(0, Gap::SeveralKeys { keys: keys.len() });
+    }
     match command.json {
         true => println!("{:#}", as_json(&verdict)),
         false => print(&verdict, config, began),

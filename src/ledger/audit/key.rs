@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
-use ed25519_dalek::{Signer, SigningKey};
+use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey};
+use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 
 use crate::identity::private_file::{self, FileError, OTHERS_CAN_READ};
 use crate::ledger::chain;
@@ -50,7 +50,8 @@ impl fmt::Display for KeyError {
 }
 
 impl AuditKey {
-    /// Reads the key, or makes it; its public half is written beside it (`.pub`) where it is not there.
+    /// Reads the key, or makes it, and writes its public half beside it (`.pub`). The public half of another key that stood there is
+    /// kept under that key's own name: what it signed is still to be checked.
     pub(super) fn load_or_create(path: &Path) -> Result<AuditKey, KeyError> {
         let not_a_key = || KeyError::NotAKey(path.to_owned());
         let pem = match private_file::read(path, OTHERS_CAN_READ).map_err(KeyError::File)? {
@@ -67,8 +68,8 @@ impl AuditKey {
         let key = SigningKey::from_pkcs8_pem(pem).map_err(|_| not_a_key())?;
         let public = path.with_extension("pub");
         let text = key.verifying_key().to_public_key_pem(LineEnding::LF).map_err(|_| not_a_key())?;
-        publish(&public, &text).map_err(|source| KeyError::Public { path: public, source })?;
         let id = chain::key_id(key.verifying_key().as_bytes());
+        publish(&public, &text, &id).map_err(|source| KeyError::Public { path: public, source })?;
         Ok(AuditKey { key, id })
     }
 
@@ -83,11 +84,29 @@ impl AuditKey {
 }
 
 /// Only where it differs: a reader never sees half of it twice.
-fn publish(path: &Path, text: &str) -> io::Result<()> {
-    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+fn publish(path: &Path, text: &str, id: &str) -> io::Result<()> {
+    let there = std::fs::read_to_string(path).ok();
+    if there.as_deref() == Some(text) {
         return Ok(());
+    }
+    if let Some(other) = there.and_then(|text| VerifyingKey::from_public_key_pem(&text).ok()) {
+        let other = chain::key_id(other.as_bytes());
+        let kept = other_key(path, &other);
+        std::fs::rename(path, &kept)?;
+        log::warn!(
+            "audit: signed by key {id} from now on, and by {other} until now, whose public half is kept as {}; if nobody changed \
+             the key on purpose, ask who could write this folder",
+            kept.display()
+        );
     }
     let draft = path.with_extension(format!("pub.new-{:08x}", rand::random::<u32>()));
     let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&draft)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&draft, path))
+}
+
+/// `audit-key-ID.pub`, beside `audit-key.pub`.
+fn other_key(path: &Path, id: &str) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+    path.with_file_name(format!("{stem}-{id}.pub"))
 }

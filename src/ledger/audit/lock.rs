@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::identity::private_file::try_lock;
+use crate::identity::private_file::{is_held, try_lock};
 
 /// The file that stands for the folder. Empty.
 const FOLDER_LOCK: &str = "audit.lock";
@@ -26,10 +26,10 @@ pub(super) fn lock_new(file: &File) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether another process (or another descriptor of this one) holds a lock on the file. A file that is gone is not locked.
+/// Whether a writer holds the file's lock: another process, or another descriptor of this one. A file that is gone is not locked.
 pub(super) fn is_locked(path: &Path) -> io::Result<bool> {
     match File::open(path) {
-        Ok(file) => try_lock(&file).map(|free| !free),
+        Ok(file) => is_held(&file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

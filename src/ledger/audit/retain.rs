@@ -2,9 +2,11 @@
 //!
 //! Never the segment that its writer has open, never the end of a chain that was neither stopped nor taken over, and a tombstone is on
 //! the disk before its segment is gone. (A process killed in between leaves both; the next look writes the tombstone again.) Oldest
-//! first, so that what is left of a chain is its end.
+//! first, by the time of a segment's last line and whoever wrote it: so what is left of a chain is its end, and what is older than a
+//! segment that was deleted is gone as well, which is all that remains to be said once tombstones are deleted themselves.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -42,6 +44,7 @@ pub(super) struct Retention {
     pub adopted: BTreeMap<WriterName, WriterName>,
 }
 
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Segment {
     name: SegmentName,
     path: PathBuf,
@@ -61,42 +64,44 @@ impl Retention {
             return Ok(false);
         };
         let mut deleted = 0;
-        let segments = self.segments()?;
-        let mut bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
-        let mut left: BTreeMap<WriterName, usize> = BTreeMap::new();
-        for segment in &segments {
-            *left.entry(segment.name.writer).or_default() += 1;
+        let mut chains = self.chains()?;
+        let mut bytes: u64 = chains.values().flatten().map(|segment| segment.bytes).sum();
+        let mut left: BTreeMap<WriterName, usize> = chains.iter().map(|(writer, of)| (*writer, of.len())).collect();
+        let mut oldest = BinaryHeap::new();
+        for of in chains.values_mut() {
+            oldest.extend(next(of)?);
         }
-        for segment in segments.iter().filter(|segment| segment.may_go) {
+        while let Some(Reverse((to, segment))) = oldest.pop() {
             let SegmentName { writer, number } = segment.name;
             // Its first lines say that another chain was taken over, and that chain is still there.
             let adopter = self.adopted.iter().any(|(dead, by)| *by == writer && left.get(dead).is_some_and(|n| *n > 0));
+            let too_much = self.keep_bytes > 0 && bytes > self.keep_bytes;
             if number == 1 && adopter {
-                continue;
+                // It waits for that chain.
+            } else if too_much || self.is_old(to) {
+                let reason = if too_much { TombstoneReason::Size } else { TombstoneReason::Age };
+                if !self.delete(&segment, reason, shared)? {
+                    return Ok(false);
+                }
+                deleted += 1;
+                if deleted == AT_ONCE {
+                    return Ok(true);
+                }
+                bytes -= segment.bytes;
+                left.entry(writer).and_modify(|n| *n -= 1);
+            } else if to.is_some() {
+                break; // all others are younger
             }
-            let reason = if self.keep_bytes > 0 && bytes > self.keep_bytes {
-                TombstoneReason::Size
-            } else if self.is_old(segment)? {
-                TombstoneReason::Age
-            } else {
-                continue;
-            };
-            if !self.delete(segment, reason, shared)? {
-                return Ok(false);
+            if let Some(of) = chains.get_mut(&writer) {
+                oldest.extend(next(of)?);
             }
-            deleted += 1;
-            if deleted == AT_ONCE {
-                return Ok(true);
-            }
-            bytes -= segment.bytes;
-            left.entry(writer).and_modify(|n| *n -= 1);
         }
         self.metrics.audit_bytes(bytes);
         Ok(false)
     }
 
-    fn segments(&self) -> io::Result<Vec<Segment>> {
-        let mut found = Vec::new();
+    fn chains(&self) -> io::Result<BTreeMap<WriterName, VecDeque<Segment>>> {
+        let mut chains: BTreeMap<WriterName, VecDeque<Segment>> = BTreeMap::new();
         for (writer, numbers) in survey::segments(&self.dir)? {
             let last = numbers.last().copied().unwrap_or_default();
             let last_path = survey::path(&self.dir, writer, last);
@@ -107,20 +112,18 @@ impl Retention {
                 let Ok(about) = fs::metadata(&path) else { continue };
                 // Of a chain that died and was not taken over yet, the open requests are still to be found.
                 let may_go = if alive { number < last } else { over };
-                found.push(Segment { name: SegmentName { writer, number }, path, bytes: about.len(), may_go });
+                let segment = Segment { name: SegmentName { writer, number }, path, bytes: about.len(), may_go };
+                chains.entry(writer).or_default().push_back(segment);
             }
         }
-        Ok(found)
+        Ok(chains)
     }
 
-    fn is_old(&self, segment: &Segment) -> io::Result<bool> {
-        if self.keep.is_zero() {
-            return Ok(false);
-        }
-        let Some(Tail { line: Some((_, event)), .. }) = Tail::read(&segment.path)? else { return Ok(false) };
-        let to: Option<jiff::Timestamp> = event["timestamp"].as_str().and_then(|text| text.parse().ok());
-        let age = to.and_then(|to| Duration::try_from(jiff::Timestamp::now().duration_since(to)).ok());
-        Ok(age.is_some_and(|age| age > self.keep))
+    fn is_old(&self, to: Option<jiff::Timestamp>) -> bool {
+        // One without a line has nothing that could be missed.
+        let age =
+            to.map_or(Some(Duration::MAX), |to| Duration::try_from(jiff::Timestamp::now().duration_since(to)).ok());
+        !self.keep.is_zero() && age.is_some_and(|age| age > self.keep)
     }
 
     /// `false`: its tombstone could not be written now.
@@ -176,6 +179,17 @@ impl Retention {
         let payload = mark(String::new()).payload(&at.to_string()).unwrap_or_default();
         Ok(Some(mark(self.key.sign(&payload)).event(Id::new(at, rand::random()), at)))
     }
+}
+
+/// A segment, and when its last line was written.
+type Ended = (Option<jiff::Timestamp>, Segment);
+
+/// The first of a chain's segments, if it may go, with the time of its last line. One without a line comes first.
+fn next(of: &mut VecDeque<Segment>) -> io::Result<Option<Reverse<Ended>>> {
+    let Some(segment) = of.pop_front().filter(|segment| segment.may_go) else { return Ok(None) };
+    let last = Tail::read(&segment.path)?.and_then(|tail| tail.line);
+    let to = last.and_then(|(_, event)| event["timestamp"].as_str().and_then(|text| text.parse().ok()));
+    Ok(Some(Reverse((to, segment))))
 }
 
 fn is_stopped(path: &std::path::Path) -> io::Result<bool> {

@@ -19,6 +19,7 @@ use super::lock;
 use crate::ledger::chain::mark::{ChainHead, CloseReason};
 use crate::ledger::chain::{self, GENESIS, Mark, SegmentName, WriterName};
 use crate::ledger::record::{Id, Record};
+use crate::ledger::trail;
 use crate::ledger::trail::segment::{Found, LinesBack, SegmentReader};
 
 /// What was found.
@@ -83,12 +84,9 @@ pub(super) fn survey(dir: &Path) -> io::Result<Survey> {
 /// The segments in the folder, by writer, numbers ascending.
 pub(super) fn segments(dir: &Path) -> io::Result<BTreeMap<WriterName, Vec<u32>>> {
     let mut chains: BTreeMap<WriterName, Vec<u32>> = BTreeMap::new();
-    for entry in fs::read_dir(dir)? {
-        if let Some(Ok(name)) = entry?.file_name().to_str().map(str::parse::<SegmentName>) {
-            chains.entry(name.writer).or_default().push(name.number);
-        }
+    for name in trail::names(dir)? {
+        chains.entry(name.writer).or_default().push(name.number);
     }
-    chains.values_mut().for_each(|numbers| numbers.sort_unstable());
     Ok(chains)
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Nothing waits here: [`Follower::next`] gives `None` where nothing is new, and the caller asks again after [`POLL`].
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -44,6 +45,19 @@ pub enum Loss {
     Torn { at: Place, bytes: u64 },
     /// A line of more than [`super::LONGEST_LINE`] bytes was skipped.
     Overlong { at: Place },
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Loss::Gone { after, next } => {
+                write!(f, "what was not read of segment {after} and is before {next} is gone")
+            }
+            Loss::Changed { at } => write!(f, "segment {} was changed at byte {}", at.segment, at.offset),
+            Loss::Torn { at, bytes } => write!(f, "segment {} ends with {bytes} bytes that are no line", at.segment),
+            Loss::Overlong { at } => write!(f, "the line at byte {} of segment {} is too long", at.offset, at.segment),
+        }
+    }
 }
 
 /// A reader of all lines of a folder.

@@ -161,8 +161,9 @@ impl Across {
     pub(super) fn conclude(mut self, verdict: &mut Verdict) {
         let mut faults = std::mem::take(&mut self.contradictions);
         for walk in self.walks.values() {
+            // Also of a chain whose check ended at a bad line behind it.
+            faults.extend(walk.bridges.iter().filter_map(|bridge| self.across_a_bridge(walk, bridge)));
             if walk.end != End::Unknown {
-                faults.extend(walk.bridges.iter().filter_map(|bridge| self.across_a_bridge(walk, bridge)));
                 faults.extend(walk.expected.iter().take(1).map(|expected| Fault::ChainShorter {
                     writer: walk.writer,
                     by: expected.by.clone(),

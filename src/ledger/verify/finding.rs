@@ -148,6 +148,10 @@ pub enum By {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gap {
     NoKey,
+    /// Keys of the state folder that were all accepted.
+    SeveralKeys {
+        keys: usize,
+    },
     NoCheckpointsKept,
     /// The chain was being written.
     Running {
@@ -339,6 +343,11 @@ impl fmt::Display for Gap {
         match self {
             Gap::NoKey => f.write_str(
                 "signatures: no public key was given (--public-key), so whoever could write the files could have made all of them anew",
+            ),
+            Gap::SeveralKeys { keys } => write!(
+                f,
+                "whose the {keys} keys are: all that lie in the state folder (audit-key*.pub) were accepted, and whoever can write there can \
+                 add one; --public-key names the right ones"
             ),
             Gap::NoCheckpointsKept => f.write_str(
                 "truncation and rollback: no checkpoint kept elsewhere was given (--checkpoint), so nothing shows whether the end of \

@@ -1,3 +1,5 @@
+use std::os::fd::AsRawFd;
+
 use super::honest::{Log, Shape};
 use super::*;
 use crate::ledger::chain::mark::CloseReason;
@@ -94,6 +96,41 @@ fn what_cannot_be_checked_is_said_and_is_no_accusation() {
     }
     assert!(check(dir.path(), false).holds());
     assert!(matches!(check(dir.path(), true).problems[..], [Problem { fault: Fault::ChainGone { .. }, .. }]));
+}
+
+#[test]
+fn a_segment_that_was_removed_is_named_although_requests_ran_across_its_ends() {
+    let shape =
+        Shape { records: 200, writers: 1, crashes: 0, rotations: 8, checkpoints: 5, retention: false, closed: true };
+    for seed in 20..30 {
+        let log = Log::of(seed, &shape);
+        let names: Vec<SegmentName> = log.files.keys().map(|name| name.parse().expect("a segment")).collect();
+        assert!(names.len() > 3, "{}", names.len());
+        for removed in &names[1..names.len() - 1] {
+            let dir = tempfile::tempdir().expect("a folder");
+            log.write(dir.path());
+            std::fs::remove_file(dir.path().join(removed.to_string())).expect("removed");
+            let verdict = check(dir.path(), false);
+            let [Problem { fault: Fault::Missing { segment, .. }, .. }] = verdict.problems[..] else {
+                panic!("seed {seed}, {removed}: {}", words(&verdict));
+            };
+            assert_eq!(segment, removed.number + 1, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_pipe_with_a_segments_name_is_no_segment_and_nobody_waits_for_its_other_end() {
+    let shape =
+        Shape { records: 30, writers: 1, crashes: 0, rotations: 0, checkpoints: 10, retention: false, closed: true };
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = Log::of(16, &shape);
+    log.write(dir.path());
+    let next = log.files.keys().next().and_then(|name| name.parse::<SegmentName>().ok()?.next()).expect("a name");
+    let made = std::process::Command::new("mkfifo").arg(dir.path().join(next.to_string())).status().expect("mkfifo");
+    assert!(made.success());
+    let verdict = check(dir.path(), true);
+    assert!(verdict.holds() && verdict.chains[0].segments == 1, "{}", words(&verdict));
 }
 
 #[test]

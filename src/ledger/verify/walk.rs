@@ -194,6 +194,8 @@ impl Walk {
             (self.count, self.head) = (*count, open.previous);
             // Requests of the segments that are gone may end here.
             self.requests.begins_later = true;
+            // And those that were open before it may have ended there: nothing shows that they did not.
+            self.requests.open.clear();
             if bridge.after.is_none() {
                 self.first_count = *count;
                 self.signed_through = *count;

@@ -1,5 +1,7 @@
 //! Segments: rotation, checkpoints, fsync, retention, two writers.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 
 use base64::Engine as _;
@@ -7,6 +9,7 @@ use ed25519_dalek::pkcs8::DecodePublicKey;
 use ed25519_dalek::{Signature, VerifyingKey};
 
 use super::*;
+use crate::ledger::verify;
 
 async fn exchange(audit: &Audit, id: &str) {
     audit.record_request(&entry(id)).await.expect("a receipt").settle(Outcome::Complete, &entry(id));
@@ -283,6 +286,67 @@ async fn retention_by_size_deletes_the_oldest_and_leaves_a_signed_tombstone_for_
         assert!(began.elapsed() < LONG, "each deletion is counted");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn of_several_writers_what_ended_first_is_deleted_first_whatever_their_names() {
+    let folder = Folder::new();
+    let keeps = AuditSettings { rotate_bytes: 4096, keep_bytes: 12_000, ..settings(&folder.dir()) };
+    let audit = Audit::start(keeps, metrics()).expect("the audit starts");
+    let own = survey::segments(&folder.dir()).expect("the folder").pop_first().expect("a writer").0;
+    let brief = start(&folder.dir());
+    exchange(&brief, "brief").await;
+    brief.close(LONG).expect("all is written");
+    drop(brief);
+    let began = Instant::now();
+    let mut n = 0;
+    while survey::segments(&folder.dir()).expect("the folder").len() > 1 {
+        assert!(began.elapsed() < LONG, "what ended long ago is still there, and {n} later requests were written");
+        exchange(&audit, &format!("later-{n}")).await;
+        n += 1;
+    }
+    audit.close(LONG).expect("all is written");
+    drop(audit);
+    let told = survey::segments(&folder.dir()).expect("the folder").pop_first().expect("a writer").0;
+    assert_eq!(told, own, "it is the one that still wrote");
+}
+
+#[tokio::test]
+async fn a_key_that_was_lost_is_replaced_and_what_it_signed_can_still_be_checked() {
+    let folder = Folder::new();
+    for life in 0..2 {
+        let audit = start(&folder.dir());
+        exchange(&audit, &format!("life-{life}")).await;
+        audit.close(LONG).expect("all is written");
+        drop(audit);
+        if life == 0 {
+            fs::remove_file(folder.dir().join("audit-key.pem")).expect("there");
+        }
+    }
+    let keys = verify::public_keys_of(&folder.dir()).expect("the folder");
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    let unknown = |keys: &[PathBuf]| {
+        let mut against = verify::Against::default();
+        keys.iter().for_each(|path| against.key(path).expect("a key"));
+        let verdict = verify::verify(&folder.dir(), &against).expect("checked");
+        verdict.problems.iter().filter(|found| matches!(found.fault, verify::Fault::UnknownKey { .. })).count()
+    };
+    assert_eq!((unknown(&keys), unknown(&keys[..1]), unknown(&keys[1..])), (0, 1, 1));
+}
+
+#[tokio::test]
+async fn whoever_only_reads_a_segment_does_not_make_its_dead_writer_look_alive() {
+    let folder = Folder::new();
+    let audit = start(&folder.dir());
+    let (writer, numbers) = survey::segments(&folder.dir()).expect("the folder").pop_first().expect("a writer");
+    let path = survey::path(&folder.dir(), writer, numbers[0]);
+    assert!(lock::is_locked(&path).expect("asked"), "it writes");
+    audit.close(LONG).expect("all is written");
+    drop(audit);
+    let reader = File::open(&path).expect("a file");
+    // SAFETY: a descriptor that is open.
+    assert_eq!(unsafe { libc::flock(reader.as_raw_fd(), libc::LOCK_SH) }, 0);
+    assert!(!lock::is_locked(&path).expect("asked"), "somebody reads it");
 }
 
 #[tokio::test]
