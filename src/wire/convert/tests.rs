@@ -1,7 +1,7 @@
 use super::*;
 use crate::wire::frames::Framing;
 use crate::wire::mend::Mender;
-use crate::wire::{AskError, Endpoint, Filter, Filters, Meter, ask};
+use crate::wire::{AskError, Endpoint, Filter, Filters, ask};
 use serde_json::{Value, json};
 
 mod hostile;
@@ -185,19 +185,17 @@ fn whole_of(name: &str) -> Value {
 /// Through the same parts as in the proxy, in pieces as they come; the failure of a missing end included.
 fn streamed(reply: Reply, chat: &str, pieces: &mut dyn Iterator<Item = usize>) -> String {
     let mut mender = Mender::new(Endpoint::ChatCompletions, Framing::Sse);
-    let mut meter = Meter::new(Endpoint::ChatCompletions, Framing::Sse);
     let mut events = Events::new(reply, 1 << 20);
     let (mut out, mut rest) = (Vec::new(), chat.as_bytes());
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(pieces.next().unwrap_or(rest.len()).min(rest.len()));
         rest = after;
-        meter.feed(piece);
         let passed = mender.pass(bytes::Bytes::copy_from_slice(piece));
         out.extend(events.pass(&passed, NOW));
     }
     out.extend(events.pass(&mender.finish(), NOW));
     out.extend(events.finish(NOW));
-    if !meter.finish().terminal {
+    if !events.has_ended() {
         out.extend(events.fail_with("it ended", NOW));
     }
     String::from_utf8(out).expect("UTF-8")

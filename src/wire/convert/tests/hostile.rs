@@ -109,6 +109,25 @@ fn a_call_that_is_cut_is_incomplete_in_the_failed_response() {
 }
 
 #[test]
+fn a_stream_that_ends_within_a_record_lacks_its_end_and_one_whose_last_record_is_whole_does_not() {
+    let reply = || reply_for(&json!({ "model": "ollama/tiny", "input": "x", "stream": true }));
+    let said = delta(&json!({ "content": "so far" }));
+    let finish = END.split_once("data: [DONE]").expect("two events").0;
+    for (rest, kind, message) in [
+        ("data: {\"choices\":[{\"ind", "response.failed", json!("it ended")),
+        ("data: [DO", "response.failed", json!("it ended")),
+        (END.trim_end(), "response.completed", Value::Null),
+        (finish.trim_end(), "response.completed", Value::Null),
+    ] {
+        let chat = format!("{said}{rest}");
+        let events = checked(rest, &streamed(reply(), &chat, &mut std::iter::repeat(7)));
+        let last = events.last().unwrap();
+        assert_eq!((&last["type"], &last["response"]["error"]["message"]), (&json!(kind), &message), "{rest}");
+        assert_eq!(output(&events)[0]["content"][0]["text"], "so far", "{rest}");
+    }
+}
+
+#[test]
 fn only_the_first_choice_is_the_answer_wherever_it_stands() {
     let chat = format!(
         "data: {}\n\ndata: {}\n\n{END}",
@@ -262,4 +281,107 @@ fn what_the_filters_cut_from_a_chat_is_cut_here_and_named_unless_they_are_off() 
         assert_eq!(serde_json::from_slice::<Value>(&off.body).expect("JSON"), wanted, "{filter:?}");
         assert!(!off.left_out.contains(&filter.as_str()) && off.left_out.len() == 4, "{filter:?}");
     }
+}
+
+/// Bytes that differ here and there, always the same ones.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % below.max(1)
+    }
+
+    fn mutate(&mut self, text: &str) -> Vec<u8> {
+        const PIECES: [&str; 16] = [
+            "\"",
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "null",
+            "7",
+            "\"\"",
+            "{}",
+            "[]",
+            "\\",
+            "\"role\":\"system\"",
+            "\"type\":\"message\"",
+            "\n\ndata: ",
+        ];
+        let mut bytes = text.as_bytes().to_vec();
+        for _ in 0..=self.roll(3) {
+            let (at, length) = (self.roll(bytes.len()), self.roll(6));
+            let end = (at + length).min(bytes.len());
+            match self.roll(4) {
+                0 => drop(bytes.splice(at..at, PIECES[self.roll(PIECES.len())].bytes())),
+                1 => drop(bytes.drain(at..end)),
+                2 => drop(bytes.splice(at..end, PIECES[self.roll(PIECES.len())].bytes())),
+                _ => {
+                    // A piece of itself somewhere else.
+                    let from = self.roll(bytes.len());
+                    let piece = bytes[from..(from + self.roll(80)).min(bytes.len())].to_vec();
+                    drop(bytes.splice(at..at, piece));
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// What a policy was told of a request is true of the chat that is sent for it.
+#[test]
+fn a_mutated_request_is_refused_or_becomes_a_chat_of_the_same_facts() {
+    let mut dice = Dice(7);
+    let (mut converted, mut refused) = (0, 0);
+    for case in cases() {
+        let body = case["request"].to_string();
+        for _ in 0..150 {
+            let body = dice.mutate(&body);
+            let Ok(asked) = ask::read(Endpoint::Responses, &body) else { continue };
+            let Ok(made) = request(&body, all(), "req-1", NOW) else {
+                refused += 1;
+                continue;
+            };
+            converted += 1;
+            let shown =
+                || (String::from_utf8_lossy(&body).into_owned(), String::from_utf8_lossy(&made.body).into_owned());
+            assert!(serde_json::from_slice::<Value>(&made.body).is_ok(), "{:?}", shown());
+            let sent = ask::read(Endpoint::ChatCompletions, &made.body);
+            let sent = sent.unwrap_or_else(|why| panic!("{why:?}: {:?}", shown()));
+            let model = |ask: &ask::Ask| ask.model.as_ref().map(|model| model.raw.clone());
+            assert_eq!(model(&asked), model(&sent), "{:?}", shown());
+            assert_eq!(asked.stream, sent.stream, "{:?}", shown());
+            assert_eq!(asked.num_predict, sent.num_predict, "{:?}", shown());
+            assert_eq!(asked.has_system_prompt, sent.has_system_prompt, "{:?}", shown());
+            assert!(asked.has_tools != Some(false) || sent.has_tools != Some(true), "{:?}", shown());
+        }
+    }
+    assert!(converted > 1000 && refused > 100, "{converted} converted, {refused} refused");
+}
+
+#[test]
+fn a_mutated_chat_becomes_the_same_events_in_any_parts_and_always_ends() {
+    let mut dice = Dice(11);
+    let mut seen = 0;
+    for case in cases() {
+        let name = case["case"].as_str().unwrap_or_default();
+        if !name.starts_with("resp_s_") || case["backend"].as_str().is_none_or(|text| !text.contains("data:")) {
+            continue;
+        }
+        let chat = backend(&case);
+        for _ in 0..60 {
+            seen += 1;
+            let chat = String::from_utf8_lossy(&dice.mutate(&chat)).into_owned();
+            let reply = || reply_for(&json!({ "model": "ollama/tiny", "input": "x", "stream": true }));
+            let text = streamed(reply(), &chat, &mut std::iter::empty());
+            checked(name, &text);
+            assert_eq!(streamed(reply(), &chat, &mut std::iter::repeat(1)), text, "{name}: byte by byte: {chat}");
+            let parts: Vec<usize> = (0..40).map(|_| 1 + dice.roll(60)).collect();
+            assert_eq!(streamed(reply(), &chat, &mut parts.into_iter()), text, "{name}: {chat}");
+        }
+    }
+    assert!(seen > 1000, "{seen}");
 }
