@@ -284,6 +284,8 @@ async fn a_chat_that_ends_without_having_finished_is_a_failed_response() {
         let last = events.last().expect("events");
         assert_eq!((&last["type"], reply.end), (&json!("response.failed"), End::Whole), "{id}");
         assert_eq!(last["response"]["output"][0]["content"][0]["text"], "half", "{id}");
+        let words = "Ollama's reply ended before it was complete. Send the request again.";
+        assert_eq!(last["response"]["error"]["message"], words, "{id}");
         let record = house.final_of(id).await;
         assert_eq!(record["extra"]["outcome"], "upstream_error", "{id}");
         assert_eq!(record["extra"]["output_tokens"], Value::Null, "{id}");
