@@ -75,7 +75,8 @@ async fn of_several_that_wait_a_breaker_that_is_half_open_lets_one_through() {
     let (a, b) = (Puppet::listen().await, Puppet::listen().await);
     let config = format!(
         "[health]\nprobe_s = 0\nrest_s = 1\n[queue]\ntier_s = 86400\n{}",
-        tables([(a.url(), ""), (b.url(), "tier = 1")])
+        // It has slots for all of them: only the breaker keeps them away.
+        tables([(a.url(), "slots = 8"), (b.url(), "tier = 1")])
     );
     let house = House::with(Plan { config, ..Plan::default() }).await;
     let request = |id: &str| ask(&house, id, "x").body(chat("m", false).to_string());
