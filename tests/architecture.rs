@@ -46,7 +46,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "config", "control", "control_plane", "door", "identity", "intake", "ledger", "live", "memory", "mirror", "models", "operator",
         "outbound", "policy", "proxy", "refusal", "remote_keys", "route", "sinks", "site", "snapshot", "upstream", "wire",
     ]),
-    ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator"]),
+    ("cli", &["config", "control", "identity", "ledger", "policy", "route", "server", "simulator", "wire"]),
     ("lib", &[]),
     ("main", &["cli"]),
 ];
