@@ -333,11 +333,7 @@ impl Scheduler {
     pub fn preload(&mut self, now: Instant, backend: usize, name: &str) -> Option<RunId> {
         let now_s = self.seconds(now);
         let model = self.model(name);
-        let may_want_it = |model: &usize| {
-            let cell = &self.book.models[*model].cells[backend];
-            cell.is_held || cell.is_loaded || !self.book.backends[backend].is_read
-        };
-        if self.judge.state(backend, name) != State::Up || self.backlog.iter().any(may_want_it) {
+        if self.judge.state(backend, name) != State::Up {
             return None;
         }
         let chosen = self.book.preload(now_s, backend, model)?;

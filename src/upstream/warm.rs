@@ -3,8 +3,8 @@
 //! Only one that is not loaded is touched: to touch one that is would load it anew where a client has loaded it with other settings. So
 //! each is loaded again some seconds after it was unloaded, for as long as its hours last.
 //!
-//! A load holds a slot of its model like a request, and is no request's hindrance: it begins only where nobody waits, pushes nothing out that
-//! is used, and is broken off when a request needs the backend's loader for another model (`docs/adr/0067-warm-loads-give-way.md`).
+//! A load holds a slot of its model like a request, and is no request's hindrance: it begins only where nothing else is being loaded, pushes
+//! nothing out that is used, and is broken off when a request needs the backend's loader for another model (`docs/adr/0067-warm-loads-give-way.md`).
 
 use std::collections::HashMap;
 use std::pin::pin;
