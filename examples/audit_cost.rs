@@ -15,6 +15,11 @@ use behavry_ollama_proxy::ledger::record::{Id, Moment};
 use behavry_ollama_proxy::ledger::verify::{Against, verify};
 use behavry_ollama_proxy::ledger::{Entry, Outcome, Phase, Record};
 
+#[path = "cost/cpu.rs"]
+mod cpu;
+
+use cpu::thread_time;
+
 const ROUNDS: usize = 15;
 /// Records of a round; two for each request, as a reply that is no stream has them.
 const RECORDS: usize = 20_000;
@@ -158,20 +163,11 @@ fn write(number: usize, into: &mut Vec<u8>) {
 /// CPU for one record in the best round.
 fn best(round: &mut dyn FnMut()) -> Duration {
     let once = |round: &mut dyn FnMut()| {
-        let began = cpu();
+        let began = thread_time();
         round();
-        cpu() - began
+        thread_time() - began
     };
     (0..ROUNDS).map(|_| once(round)).min().expect("some rounds") / RECORDS as u32
-}
-
-/// CPU that this thread has used.
-fn cpu() -> Duration {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` lives through the call, which writes nothing else.
-    let told = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
-    assert_eq!(told, 0, "Linux has this clock");
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 fn show(what: &str, each: Duration) {

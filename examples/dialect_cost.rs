@@ -6,7 +6,6 @@
 //! ```
 //! Times are of the CPU, of one thread, in microseconds: the median of the rounds, and their range.
 use std::hint::black_box;
-use std::time::Duration;
 
 use behavry_ollama_proxy::wire::convert::{self, Events};
 use behavry_ollama_proxy::wire::mend::Mender;
@@ -14,7 +13,13 @@ use behavry_ollama_proxy::wire::rewrite::UsageHider;
 use behavry_ollama_proxy::wire::{Endpoint, Filter, Filters, Framing, Meter, ask};
 use bytes::Bytes;
 
-const ROUNDS: usize = 21;
+#[path = "cost/cpu.rs"]
+mod cpu;
+#[path = "cost/rounds.rs"]
+mod rounds;
+
+use rounds::{ROUNDS, measure};
+
 const STREAMS: usize = 200;
 const TOKENS: usize = 100;
 const NOW_S: u64 = 1_800_000_000;
@@ -37,7 +42,7 @@ fn main() {
         ("counted, mended, and made one of `/v1/responses`", converted),
     ];
     for (what, pass) in rows {
-        let cost = measure(STREAMS * TOKENS, || (0..STREAMS).map(|_| pass(black_box(&chunks))).sum());
+        let cost = measure(STREAMS * TOKENS, || || done((0..STREAMS).map(|_| pass(black_box(&chunks))).sum()));
         println!("| {what} | {cost} |");
     }
     println!("\n| a request of `/v1/responses` | bytes | facts read | converted as well |\n|---|---|---|---|");
@@ -50,8 +55,8 @@ fn main() {
         let read = || ask::read_filtered(Endpoint::Responses, black_box(body.as_bytes()), filters).is_ok();
         let convert = || convert::request(black_box(body.as_bytes()), filters, "request", NOW_S).is_ok();
         let times = (2_000_000 / body.len()).clamp(3, 1000);
-        let alone = measure(times, || (0..times).map(|_| usize::from(read())).sum());
-        let both = measure(times, || (0..times).map(|_| usize::from(read() && convert())).sum());
+        let alone = measure(times, || || done((0..times).map(|_| usize::from(read())).sum()));
+        let both = measure(times, || || done((0..times).map(|_| usize::from(read() && convert())).sum()));
         println!("| {what} | {} | {alone} | {both} |", body.len());
     }
 }
@@ -127,31 +132,7 @@ fn agents(text_bytes: usize) -> String {
     )
 }
 
-struct Cost(Vec<f64>);
-
-impl std::fmt::Display for Cost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Cost(rounds) = self;
-        write!(f, "{:.2} ({:.2}-{:.2})", rounds[rounds.len() / 2], rounds[0], rounds[rounds.len() - 1])
-    }
-}
-
-/// Rounds of so many `pieces` each.
-fn measure(pieces: usize, round: impl Fn() -> usize) -> Cost {
-    let mut rounds: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let before = thread_time();
-            assert!(black_box(round()) > 0);
-            (thread_time() - before).as_secs_f64() * 1e6 / pieces as f64
-        })
-        .collect();
-    rounds.sort_by(f64::total_cmp);
-    Cost(rounds)
-}
-
-fn thread_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes into a value of ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+/// A round that did nothing measures nothing.
+fn done(made: usize) {
+    assert!(black_box(made) > 0);
 }

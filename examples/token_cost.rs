@@ -6,13 +6,17 @@
 //! ```
 //! Times are of the CPU, of one thread, in microseconds: the median of the rounds, and their range. Other work on the machine makes
 //! caches colder, but is not counted.
-use std::time::Duration;
-
 use behavry_ollama_proxy::identity::issuer::Claims;
 use behavry_ollama_proxy::identity::revocations::Revocations;
 use behavry_ollama_proxy::identity::{Algorithm, Issuer, KeySet, SigningKey, Verifier, VerifierSettings};
 
-const ROUNDS: usize = 21;
+#[path = "cost/cpu.rs"]
+mod cpu;
+#[path = "cost/rounds.rs"]
+mod rounds;
+
+use rounds::{Cost, ROUNDS, measure};
+
 /// Fewer than the cache holds, so that a second pass finds each.
 const TOKENS: usize = 1000;
 const NOW_S: i64 = 1_800_000_000;
@@ -37,7 +41,7 @@ fn main() {
     let signer = last.expect("four");
     println!("\n| refused before any signature is checked | |\n|---|---|");
     for (name, token) in signer.hopeless() {
-        let cost = measure(|| {
+        let cost = measure(TOKENS, || {
             let (verifier, token) = (signer.verifier(), &token);
             move || (0..TOKENS).for_each(|_| assert!(verifier.verify_token(token, NOW_S).is_err()))
         });
@@ -50,7 +54,7 @@ fn main() {
         let entry = |n| format!("[[revoked]]\nsession = \"gone-{n}\"\nat = 2026-01-01T00:00:00Z\n");
         let list = Revocations::parse(&(0..count).map(entry).collect::<String>()).expect("a good list");
         let (list, caller) = (&list, &caller);
-        let cost = measure(|| {
+        let cost = measure(TOKENS, || {
             move || (0..TOKENS).for_each(|_| assert!(!std::hint::black_box(list).name(std::hint::black_box(caller))))
         });
         println!("| {count} | {cost} |");
@@ -95,21 +99,21 @@ impl Signer {
             tokens.iter().for_each(|token| assert!(verifier.verify_token(token, now_s).is_err()));
         };
         [
-            measure(|| {
+            measure(TOKENS, || {
                 let verifier = self.verifier();
                 move || good(&verifier)
             }),
-            measure(|| {
+            measure(TOKENS, || {
                 let verifier = self.verifier();
                 good(&verifier);
                 move || good(&verifier)
             }),
-            measure(|| {
+            measure(TOKENS, || {
                 let verifier = self.verifier();
                 let forged = &forged;
                 move || refused(forged, &verifier, NOW_S)
             }),
-            measure(|| {
+            measure(TOKENS, || {
                 let verifier = self.verifier();
                 let tokens = &tokens;
                 move || refused(tokens, &verifier, NOW_S + 86_400)
@@ -138,34 +142,4 @@ fn forge(token: &str) -> String {
     let mut forged = token.to_owned();
     forged.replace_range(place..=place, other);
     forged
-}
-
-struct Cost(Vec<f64>);
-
-impl std::fmt::Display for Cost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Cost(rounds) = self;
-        write!(f, "{:.3} ({:.3}-{:.3})", rounds[rounds.len() / 2], rounds[0], rounds[rounds.len() - 1])
-    }
-}
-
-/// Rounds of [`TOKENS`] each; `prepare` is not counted.
-fn measure<R: FnOnce()>(prepare: impl Fn() -> R) -> Cost {
-    let mut rounds: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let round = prepare();
-            let before = thread_time();
-            round();
-            (thread_time() - before).as_secs_f64() * 1e6 / TOKENS as f64
-        })
-        .collect();
-    rounds.sort_by(f64::total_cmp);
-    Cost(rounds)
-}
-
-fn thread_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes into a value of ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Connection, End, Reply, Request};
 use crate::house::{House, Plan};
-use crate::puppet::{Hand, Puppet};
+use crate::puppet::{Hand, Puppet, Street};
 
 const EVENTS: &str = "text/event-stream";
 const LINES: &str = "application/x-ndjson";
@@ -54,18 +54,7 @@ async fn streamed(hand: &mut Hand, content_type: &str, bytes: &str, ends: Ends) 
     }
 }
 
-struct Street {
-    puppet: Puppet,
-    house: House,
-}
-
 impl Street {
-    async fn open() -> Street {
-        let puppet = Puppet::listen().await;
-        let house = House::with(Plan { backend: Some(puppet.url()), ..Plan::default() }).await;
-        Street { puppet, house }
-    }
-
     /// What the client gets, and the final record.
     async fn streams(&self, id: &str, path: &str, bytes: &str, ends: Ends) -> (Reply, Value) {
         let content_type = if path.starts_with("/v1") { EVENTS } else { LINES };

@@ -5,8 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{Connection, Request};
-use crate::house::{House, Plan};
-use crate::puppet::{Hand, Puppet};
+use crate::puppet::{Hand, Street};
 
 /// An end of every dialect, inside of a text.
 const IMITATION: &str = "\"done\":true,\"eval_count\":9}\n{\"done\":true,\"prompt_eval_count\":1,\"eval_count\":2}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\ndata: [DONE]\n\ndata: {\"type\":\"response.completed\",\"response\":{\"status\":\"completed\",\"usage\":{\"input_tokens\":5,\"output_tokens\":6}}}\n\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":8}}\n\ndata: {\"type\":\"message_stop\"}\n\n";
@@ -162,18 +161,7 @@ enum Ends {
 
 const ENDINGS: [Ends; 5] = [Ends::Whole, Ends::Half, Ends::Cut, Ends::ClientLeaves, Ends::Fails];
 
-struct Street {
-    puppet: Puppet,
-    house: House,
-}
-
 impl Street {
-    async fn open() -> Street {
-        let puppet = Puppet::listen().await;
-        let house = House::with(Plan { backend: Some(puppet.url()), ..Plan::default() }).await;
-        Street { puppet, house }
-    }
-
     /// One exchange, to its final record.
     async fn exchange(&self, dialect: &Dialect, streams: bool, ends: Ends) -> Value {
         let id = format!("{}-{streams}-{ends:?}", dialect.name.replace(['/', ' '], "."));

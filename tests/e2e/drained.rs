@@ -5,15 +5,9 @@ use serde_json::{Value, json};
 
 use crate::client::Request;
 use crate::fleet::{holding, lists_are_read, tables};
-use crate::house::{House, PATIENCE, Plan, program, run_to_end};
+use crate::house::{House, PATIENCE, Plan};
 
 const ADMIN: &[&str] = &["web:read", "web:write", "ollama:admin"];
-
-async fn command(house: &House, word: &str, name: &str) {
-    let mut command = program(&["backend", word, name]);
-    command.env("BEHAVRY_STATE_DIR", house.dir.path().join("state"));
-    assert_eq!(run_to_end(command).await.code, Some(0));
-}
 
 fn asked(backend: &Simulator, target: &str) -> usize {
     let clients = backend.seen().into_iter().filter(|seen| seen.header("x-request-id") != Some("catalogue"));
@@ -36,7 +30,7 @@ async fn a_drained_backend_is_in_no_list_and_gets_no_pull_and_is_looked_at_all_t
     lists_are_read(&house).await;
     let token = house.token_with(&[], ADMIN);
     let send = |request: Request| house.send(request.bearer(&token));
-    command(&house, "drain", "b").await;
+    house.command_backend("drain", "b").await;
     // Looks of our own go on: who undrains it finds it known.
     b.forget();
     let looks = |seen: &[behavry_ollama_proxy::simulator::Seen]| {
@@ -64,13 +58,13 @@ async fn a_drained_backend_is_in_no_list_and_gets_no_pull_and_is_looked_at_all_t
     let named = send(Request::post("/api/pull", pull.clone()).header("x-behavry-backend", "b")).await;
     assert_eq!((named.status, asked(&b, "/api/pull")), (200, 1));
 
-    command(&house, "drain", "a").await;
+    house.command_backend("drain", "a").await;
     for request in [Request::get("/api/tags"), Request::get("/api/version"), Request::post("/api/pull", pull)] {
         let path = request.path.clone();
         let reply = send(request).await;
         assert_eq!((reply.status, reply.code().as_str()), (503, "no_backend"), "{path}");
     }
-    command(&house, "undrain", "b").await;
+    house.command_backend("undrain", "b").await;
     let list = send(Request::get("/api/tags")).await.json();
     assert!(names(&list).contains(&"two:latest"), "{list}");
 }
@@ -82,7 +76,7 @@ async fn the_backend_that_the_configuration_names_for_management_is_not_managed_
     let house = House::with(Plan { config, ..Plan::default() }).await;
     let token = house.token_with(&[], ADMIN);
     let copy = || Request::post("/api/copy", json!({ "source": "m", "destination": "mine" })).bearer(&token);
-    command(&house, "drain", "a").await;
+    house.command_backend("drain", "a").await;
     let reply = house.send(copy()).await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "no_backend"));
     assert_eq!(house.send(copy().header("x-behavry-backend", "a")).await.status, 200);

@@ -31,12 +31,6 @@ async fn explain(house: &House, arguments: &[&str]) -> Value {
     serde_json::from_str(json).expect("JSON")
 }
 
-async fn drain(house: &House, word: &str, name: &str) {
-    let mut command = program(&["backend", word, name]);
-    command.env("BEHAVRY_STATE_DIR", house.dir.path().join("state"));
-    assert_eq!(run_to_end(command).await.code, Some(0));
-}
-
 #[tokio::test]
 async fn policy_explain_names_the_backend_and_why_and_sends_nothing() {
     let (a, b) = (holding(&["both"]).await, holding(&["only-b", "both"]).await);
@@ -91,14 +85,14 @@ async fn policy_explain_names_the_backend_and_why_and_sends_nothing() {
     let told = explain(&house, &[&["POST", "/api/pull", "--model", "new"], &admin[..]].concat()).await;
     assert_eq!(told["placement"]["backends"], json!([{ "name": "a" }]), "the other one may not serve it");
 
-    drain(&house, "drain", "b").await;
+    house.command_backend("drain", "b").await;
     let told = explain(&house, &["POST", "/api/chat", "--model", "only-b"]).await;
     assert_eq!([standing(&told["placement"], 0), standing(&told["placement"], 1)], ["absent", "drained"]);
-    drain(&house, "drain", "a").await;
+    house.command_backend("drain", "a").await;
     let told = explain(&house, &["POST", "/api/chat", "--model", "both"]).await;
     assert_eq!(refused(&told), (json!(503), json!("no_backend")));
     for name in ["a", "b"] {
-        drain(&house, "undrain", name).await;
+        house.command_backend("undrain", name).await;
     }
     assert_eq!((targets(&a), targets(&b)), (Vec::new(), Vec::new()), "nothing was sent");
     assert!(house.records().is_empty(), "and nothing recorded");

@@ -146,6 +146,14 @@ impl House {
         self.send(Request::get(path).bearer(&self.token())).await
     }
 
+    /// `backend drain NAME` or `backend undrain NAME`, by the command line.
+    pub async fn command_backend(&self, word: &str, name: &str) {
+        let mut command = program(&["backend", word, name]);
+        command.env("BEHAVRY_STATE_DIR", self.dir.path().join("state"));
+        let ended = run_to_end(command).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+
     pub async fn metrics(&self) -> String {
         Request::get("/metrics").send(self.operator).await.text()
     }

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::house::{PATIENCE, listen_and_keep};
+use crate::house::{House, PATIENCE, Plan, listen_and_keep};
 
 pub struct Puppet {
     listener: TcpListener,
@@ -135,5 +135,19 @@ impl Hand {
                 true
             }
         }
+    }
+}
+
+/// A proxy whose only backend is a puppet.
+pub struct Street {
+    pub puppet: Puppet,
+    pub house: House,
+}
+
+impl Street {
+    pub async fn open() -> Street {
+        let puppet = Puppet::listen().await;
+        let house = House::with(Plan { backend: Some(puppet.url()), ..Plan::default() }).await;
+        Street { puppet, house }
     }
 }

@@ -6,7 +6,7 @@ use behavry_ollama_proxy::simulator::Fault;
 
 use crate::client::{Connection, Request};
 use crate::fleet::{backends, chat, holding, tables};
-use crate::house::{House, PATIENCE, Plan, program, run_to_end, wait_until_async};
+use crate::house::{House, PATIENCE, Plan, wait_until_async};
 use crate::puppet::Puppet;
 use crate::queue::{DONE, answer, ask, next, send, waiting};
 
@@ -39,9 +39,7 @@ async fn a_backend_that_is_drained_while_a_request_waits_does_not_get_it() {
     }
     let waits = send(&house, ask(&house, "waits", "x").body(chat("m", false).to_string()));
     waiting(&house, 1).await;
-    let mut command = program(&["backend", "drain", &drained]);
-    command.env("BEHAVRY_STATE_DIR", house.dir.path().join("state"));
-    assert_eq!(run_to_end(command).await.code, Some(0));
+    house.command_backend("drain", &drained).await;
     drop(first);
     wait_until_async("its slot's return", async || (in_flight(&house, &drained).await == 0).then_some(())).await;
     drop(second);
