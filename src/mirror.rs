@@ -36,6 +36,8 @@ mod manifest;
 mod registry;
 mod store;
 
+pub use self::listen::CONNECTIONS;
+
 /// The model's part of a temporary name; its tag is `latest`.
 const MODEL: &str = "model";
 /// Blobs of one pull that are fetched at once. One line to the registry is not made wider by sharing it.
@@ -126,6 +128,11 @@ impl Mirror {
         let store = Store::open(settings.store, settings.most_bytes)?;
         let outbound = Outbound::new(None).map_err(|e| e.to_string())?;
         Ok(Mirror { authority: settings.authority, store, outbound, metrics, running: Mutex::default() })
+    }
+
+    /// `host:port`, where the backends find it.
+    pub fn authority(&self) -> &str {
+        &self.authority
     }
 
     /// Reads the model's manifest and opens a namespace for it. Nothing else is fetched before a backend asks.

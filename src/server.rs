@@ -29,6 +29,7 @@ use crate::ledger::audit::{AuditSettings, Durability};
 use crate::ledger::fold::FoldSettings;
 use crate::ledger::{Ledger, Metrics, Reloaded};
 use crate::memory::Memory;
+use crate::mirror;
 use crate::models::Models;
 use crate::operator::{Operator, lookout};
 use crate::proxy::Gateway;
@@ -151,7 +152,12 @@ pub async fn serve(config: Config, ready: impl FnOnce(Started)) -> Result<(), Se
     tokio::spawn(listen::accept(operator, operators, operator_closing.clone(), OPERATOR_CONNECTIONS, || {}));
     if let Some((mirror, socket)) = site.mirror.clone().zip(mirror_socket) {
         // As long as there may be a pull that reads it: what drains is still pulling.
-        tokio::spawn(mirror.listen(socket, operator_closing));
+        log::info!("what is pulled for several backends they take from http://{}", mirror.authority());
+        let serve = move |socket, peer| {
+            let mirror = Arc::clone(&mirror);
+            async move { mirror.serve(socket, peer).await }
+        };
+        tokio::spawn(listen::accept_each(socket, operator_closing, mirror::CONNECTIONS, || {}, serve));
     }
     if !config.catalogue.refresh.is_zero() {
         let pace = Pace { models: config.catalogue.refresh, loaded: config.catalogue.loaded };

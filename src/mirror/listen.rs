@@ -19,8 +19,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::manifest::is_digest;
 use super::registry::MANIFEST_TYPE;
@@ -30,7 +30,7 @@ use super::{MODEL, Mirror, Running};
 const HEAD: Duration = Duration::from_secs(10);
 const HEAD_BYTES: usize = 16 * 1024;
 /// Sixteen ranges at once for each of some backends.
-const CONNECTIONS: usize = 512;
+pub const CONNECTIONS: usize = 512;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -46,35 +46,8 @@ enum What<'a> {
 }
 
 impl Mirror {
-    /// Accepts until `closing`; connections end with their pulls.
-    pub async fn listen(self: Arc<Mirror>, listener: TcpListener, mut closing: watch::Receiver<bool>) {
-        log::info!("what is pulled for several backends they take from http://{}", self.authority);
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = closing.wait_for(|closed| *closed) => return,
-            };
-            let (socket, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(e) => {
-                    log::warn!("mirror: cannot accept a connection: {e}");
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                    continue;
-                }
-            };
-            // Dropped, which closes it: there is no room to say more.
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-            let own = Arc::clone(&self);
-            tokio::spawn(async move {
-                own.serve(socket, peer).await;
-                drop(place);
-            });
-        }
-    }
-
-    async fn serve(&self, socket: TcpStream, peer: SocketAddr) {
-        let _ = socket.set_nodelay(true);
+    /// Answers one backend's connection, which ends with its pull.
+    pub async fn serve(&self, socket: TcpStream, peer: SocketAddr) {
         // Of the pull that the connection reads. Its end is watched from outside: who takes no more bytes is asked for none.
         let (tell, mut told) = watch::channel(None::<watch::Receiver<bool>>);
         let answer = service_fn(|request: Request<Incoming>| {
